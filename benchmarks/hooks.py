@@ -1,0 +1,122 @@
+"""What hooks cost: ours against TransformerLens's Mamba bridge, and against our own modules without hooks.
+
+    python -m benchmarks.hooks
+
+One thread, process CPU time, interleaved in one process, medians. The toy Mamba: d_model 64, 2 layers,
+d_state 16, batch 32, 36 tokens.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformers import MambaConfig, MambaForCausalLM
+
+from hooked_ssm import HookedSSM, zoo
+from hooked_ssm.hooks import Hook
+
+BATCH, LENGTH, D_MODEL, LAYERS = 32, 36, 64, 2
+
+
+def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median CPU milliseconds of each function, called in turn."""
+    for function in functions.values():
+        function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.process_time()
+            function()
+            times[name].append(1e3 * (time.process_time() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def bridge_of(d_vocab: int):
+    """A TransformerLens bridge on a random Mamba, and the transformers model in it."""
+    torch.manual_seed(0)
+    config = MambaConfig(
+        hidden_size=D_MODEL, num_hidden_layers=LAYERS, vocab_size=d_vocab, state_size=16, use_cache=False
+    )
+    theirs = MambaForCausalLM(config).eval()
+    bridge = build_bridge_from_module(theirs, "MambaForCausalLM", hf_config=config)
+    for block in bridge.blocks:
+        block.mixer.eager_scan = True
+    return bridge
+
+
+def ours_of(d_vocab: int) -> HookedSSM:
+    return HookedSSM(zoo.mamba(d_model=D_MODEL, n_layers=LAYERS, d_vocab=d_vocab, final_norm="RMS", seed=0))
+
+
+def without_hooks(model: HookedSSM) -> HookedSSM:
+    """The same modules with every hook point replaced by a plain function that returns its argument."""
+    for module in list(model.modules()):
+        for name, child in list(module._modules.items()):
+            if isinstance(child, Hook):
+                del module._modules[name]
+                object.__setattr__(module, name, Passing())
+    return model
+
+
+class Passing:
+    """A plain callable in a hook point's place."""
+
+    attached = False
+
+    def __call__(self, x):
+        return x
+
+    def if_attached(self) -> None:
+        return None
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    console = Console()
+    console.print(
+        f"torch {torch.__version__}, transformers {version('transformers')}, "
+        f"transformer-lens {version('transformer-lens')}; 1 thread, median CPU ms, interleaved"
+    )
+    table = Table("what", "d_vocab", "ours", "TransformerLens", "ratio")
+    for d_vocab in (8192, 64):
+        bridge, ours = bridge_of(d_vocab), ours_of(d_vocab)
+        tokens = torch.randint(d_vocab, (BATCH, LENGTH))
+        with torch.no_grad():
+            assert "blocks.0.mixer.hook_ssm_state" in bridge.run_with_cache(tokens, use_cache=False)[1]
+            assert "blocks.0.mixer.hook_ssm_state" in ours.run_with_cache(tokens)[1]
+            calls = {
+                "forward": (lambda: ours(tokens), lambda: bridge(tokens, use_cache=False)),
+                "run_with_cache, every hook and state": (
+                    lambda: ours.run_with_cache(tokens),
+                    lambda: bridge.run_with_cache(tokens, use_cache=False),
+                ),
+                "the same without logits": (
+                    lambda: ours.run_with_cache(tokens, return_type=None),
+                    None,
+                ),
+            }
+            flat = {f"{name}/{side}": f for name, pair in calls.items() for side, f in zip("ab", pair) if f}
+            medians = interleaved(flat, rounds=15)
+        for name in calls:
+            a, b = medians[f"{name}/a"], medians.get(f"{name}/b")
+            table.add_row(
+                name, str(d_vocab), f"{a:.1f}", f"{b:.1f}" if b else "-", f"{b / a:.1f}x" if b else "-"
+            )
+    console.print(table)
+
+    hooked, bare = ours_of(64), without_hooks(ours_of(64))
+    tokens = torch.randint(64, (BATCH, LENGTH))
+    with torch.no_grad():
+        assert torch.equal(hooked(tokens), bare(tokens))
+        medians = interleaved({"idle hooks": lambda: hooked(tokens), "no hooks": lambda: bare(tokens)}, rounds=60)
+    idle, none = medians["idle hooks"], medians["no hooks"]
+    console.print(f"forward, d_vocab 64: idle hooks {idle:.2f} ms, no hook points {none:.2f} ms, {idle / none - 1:+.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The main job in minutes: three models learn associative recall; interventions say how each does it."""
+
+import multiprocessing
+import os
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from experiments.evaluation import Evaluation, evaluate_run
+from experiments.report import entry, write_report
+from experiments.runs import Run, TrainConfig
+from experiments.training import progress_bar, train
+from hooked_ssm import zoo
+from tasks import AssociativeRecall
+
+TASK = AssociativeRecall(n_keys=32, n_values=32, n_pairs=4)
+INTRO = (
+    f"Associative recall with {TASK.n_pairs} pairs of {TASK.n_keys} keys and {TASK.n_values} values. Training "
+    "supervises a query for every pair of a document and never repeats a document; tests ask one query."
+)
+
+
+def demo_configs() -> dict[str, TrainConfig]:
+    """The models of the demo by name, each with a recipe that solves its task in a minute or two."""
+    size = {"d_vocab": TASK.d_vocab, "n_layers": 2, "n_ctx": 64, "linear_std": None}
+    common = {
+        "task": replace(TASK, n_queries=TASK.n_pairs),
+        "eval_task": TASK,
+        "n_train": None,
+        "batch_size": 64,
+        "eval_every": 100,
+        "checkpoint_every": 500,
+        "stop_at_accuracy": 0.99,
+    }
+    attention = zoo.attention(d_model=64, embed_std=0.125, **size)
+    mamba = zoo.mamba(d_model=32, embed_std=0.18, **size)
+    no_conv = zoo.mamba(d_model=32, embed_std=0.18, d_conv=0, **size)
+    return {
+        "Attention": TrainConfig(model=attention, steps=2000, lr=1e-3, **common),
+        "Mamba": TrainConfig(model=mamba, steps=4000, lr=1e-2, **common),
+        "Mamba without convolution": TrainConfig(model=no_conv, steps=4000, lr=1e-2, **common),
+    }
+
+
+def run_demo(folder: Path, console: Console) -> Path:
+    """Train what is not trained yet, evaluate, print the table, write the report; return its path."""
+    configs = demo_configs()
+    runs = {name: folder / name.lower().replace(" ", "-") for name in configs}
+    started = time.perf_counter()
+    evaluations = train_and_evaluate(configs, runs)
+    console.print(summary_table(evaluations))
+    for name, evaluation in evaluations.items():
+        console.print(f"[bold]{name}[/bold]: {evaluation.mechanism.name}. {evaluation.mechanism.evidence}")
+    entries = [entry(name, Run(runs[name]), evaluation) for name, evaluation in evaluations.items()]
+    page = write_report("How do they recall?", INTRO, entries, folder)
+    console.print(f"\n{time.perf_counter() - started:.0f} s. Heat maps: {folder}/*.png")
+    console.print(f"Report: {page.resolve()}")
+    return page
+
+
+def train_and_evaluate(configs: dict[str, TrainConfig], runs: dict[str, Path]) -> dict[str, Evaluation]:
+    """All runs, as many at a time as there are processors, one thread each, with a bar for every run."""
+    context = multiprocessing.get_context("spawn")
+    workers = min(len(configs), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=context) as pool, progress_bar() as bars:
+        jobs: dict[str, Future[Evaluation]] = {}
+        shown = {}
+        for name, cfg in configs.items():
+            jobs[name] = pool.submit(train_and_evaluate_one, cfg, runs[name])
+            shown[name] = bars.add_task(name, total=cfg.steps, loss=float("nan"), accuracy=float("nan"))
+        while not all(job.done() for job in jobs.values()):
+            for name, job in jobs.items():
+                show_progress(bars, shown[name], Run(runs[name]), job.done())
+            time.sleep(0.3)
+        for name in jobs:
+            show_progress(bars, shown[name], Run(runs[name]), True)
+    return {name: job.result() for name, job in jobs.items()}
+
+
+def show_progress(bars, shown, run: Run, done: bool) -> None:
+    metrics = run.metrics()
+    if len(metrics):
+        last = metrics.iloc[-1]
+        total = {"total": last.step} if done else {}
+        bars.update(shown, completed=last.step, loss=last.loss, accuracy=last.test_accuracy, **total)
+
+
+def train_and_evaluate_one(cfg: TrainConfig, folder: Path) -> Evaluation:
+    torch.set_num_threads(1)
+    run = train(cfg, folder, progress=False)
+    kept = folder / "evaluation.json"
+    return Evaluation.load(kept) if kept.exists() else evaluate_run(run)
+
+
+def summary_table(evaluations: dict[str, Evaluation]) -> Table:
+    """Accuracy, heuristics, attributions at the second block's input, and the mechanism of every model."""
+    table = Table(title="How do they recall?")
+    for column in ("model", "accuracy", "best heuristic", "@ key", "@ value", "@ query", "conv @ value", "mechanism"):
+        table.add_column(column, justify="left" if column in ("model", "mechanism") else "right")
+    for name, evaluation in evaluations.items():
+        rule, score = evaluation.best_heuristic
+        table.add_row(
+            name,
+            f"{evaluation.accuracy:.1%}",
+            f"{score:.1%} ({rule})",
+            *(evaluation.cell("blocks.1.hook_resid_pre", position) for position in ("key", "value", "query")),
+            evaluation.best_conv_cell("value"),
+            evaluation.mechanism.name,
+        )
+    table.caption = "Attrib of the second block's input, and the largest of any convolution's output; 1 restores all."
+    return table

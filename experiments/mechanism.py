@@ -1,0 +1,95 @@
+"""From attributions to the name of a mechanism, by a rule that is stated and shows its evidence.
+
+The interchange corrupts the key in the body. Whatever then restores the answer carried the key, or the
+association of key and value, past that point. With n layers and Attrib as in `hooked_ssm.interchange`:
+
+1. not learned: accuracy is not above every heuristic's by 0.1 (the rule that solves the task aside), or the
+   corruption costs less than 0.1 of probability, so that there is nothing to attribute.
+2. induction across layers: the input of some block l >= 1 has Attrib >= 0.5 at the value. An earlier layer
+   has stored the association at the value token, and a later one finds it there.
+3. induction inside one layer: otherwise, some layer's convolution output has Attrib >= 0.5 at the value. The
+   short convolution joins key and value on its way into the recurrence of the same layer.
+4. direct retrieval: otherwise, every block input restores at key or query (Attrib >= 0.5): the key is looked
+   up from the query without ever being joined to the value's position.
+5. mixed: none of these; the attributions are spread over positions.
+
+A convolution of a block before l may also be how rule 2's association came to be at the value: the evidence
+lists both. Attrib at three positions need not sum to 1 (a convolution of width 4 hands the key to three later
+positions), so the evidence also has the rest of the positions together.
+"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+MECHANISMS = (
+    "not learned",
+    "induction across layers",
+    "induction inside one layer",
+    "direct retrieval",
+    "mixed",
+)
+STRONG = 0.5
+MARGIN = 0.1
+SOLVING_RULES = ("induction", "reverse_induction")
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """name: one of `MECHANISMS`. evidence: the numbers that the rule used, in words."""
+
+    name: str
+    evidence: str
+
+
+def mechanism(accuracy: float, heuristics: dict[str, float], gap: float, table: pd.DataFrame) -> Mechanism:
+    """The mechanism of a model with this accuracy, these heuristics' accuracies and `Interchange.table()`.
+
+    gap: the denominator of Attrib. The table needs each block's `hook_resid_pre`, and each `hook_conv` that
+    the model has, at the positions key, value, query.
+    """
+    rivals = {name: value for name, value in heuristics.items() if name not in SOLVING_RULES}
+    best = max(rivals, key=lambda name: rivals[name])
+    if accuracy < rivals[best] + MARGIN:
+        return Mechanism("not learned", f"accuracy {accuracy:.1%}, heuristic {best} {rivals[best]:.1%}")
+    if gap < MARGIN:
+        return Mechanism("not learned", f"corrupting the key costs only {gap:.3f} of probability")
+
+    cells = table.set_index(["hook", "position"])
+    inputs = [hook for hook in cells.index.unique("hook") if hook.endswith("hook_resid_pre")]
+    inner = [hook for hook in inputs if not hook.startswith("blocks.0.")]
+    convs = [hook for hook in cells.index.unique("hook") if hook.endswith("hook_conv")]
+
+    def reaches(hooks: list[str], position: str) -> bool:
+        return any(cells.loc[(hook, position), "attrib"] >= STRONG for hook in hooks)
+
+    if reaches(inner, "value"):
+        name = "induction across layers"
+    elif reaches(convs, "value"):
+        name = "induction inside one layer"
+    elif all(reaches([hook], "key") or reaches([hook], "query") for hook in inputs):
+        name = "direct retrieval"
+    else:
+        name = "mixed"
+    return Mechanism(name, "; ".join(describe(cells, hook) for hook in [*inner, *convs]))
+
+
+def describe(cells: pd.DataFrame, hook: str) -> str:
+    """One hook's attributions with their intervals, in words."""
+    shown = [position for position in ("key", "value", "query", "rest") if (hook, position) in cells.index]
+    parts = []
+    for position in shown:
+        cell = cells.loc[(hook, position)]
+        parts.append(f"{position} {cell['attrib']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]")
+    return f"{short_name(hook)}: {', '.join(parts)}"
+
+
+def short_name(hook: str) -> str:
+    """'blocks.1.hook_resid_pre' as 'block 1 input', and the like."""
+    match hook.split("."):
+        case ["blocks", layer, "hook_resid_pre"]:
+            return f"block {layer} input"
+        case ["blocks", layer, *_, last]:
+            return f"block {layer} {last.removeprefix('hook_').replace('_', ' ')}"
+        case _:
+            return hook

@@ -1,0 +1,93 @@
+"""Evaluated runs as one self-contained HTML page, and their heat maps as PNG files."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.figure import Figure
+
+from experiments import mechanism
+from experiments.evaluation import Evaluation
+from experiments.mechanism import short_name
+from experiments.runs import Run, TrainConfig
+from hooked_ssm import plotting
+from hooked_ssm.saving import write_atomically
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of a report."""
+
+    name: str
+    config: TrainConfig
+    evaluation: Evaluation
+    result: dict[str, float]
+    heatmap: Figure
+    curve: Figure
+
+
+def entry(name: str, run: Run, evaluation: Evaluation) -> Entry:
+    """A run and its evaluation with their pictures."""
+    return Entry(name, run.config(), evaluation, run.result(), attribution_map(name, evaluation), training_curve(name, run))
+
+
+def attribution_map(name: str, evaluation: Evaluation) -> Figure:
+    """Attrib of every hook (rows) at every position (columns)."""
+    grid = evaluation.table.pivot(index="hook", columns="position", values="attrib")
+    hooks, positions = list(evaluation.table.hook.unique()), list(evaluation.table.position.unique())
+    return plotting.heatmap(
+        grid.loc[hooks, positions].to_numpy(),
+        rows=[short_name(hook) for hook in hooks],
+        columns=positions,
+        title=f"{name}: clean activation into the run with a corrupted {evaluation.site}",
+        limit=1.0,
+        label="Attrib",
+    )
+
+
+def training_curve(name: str, run: Run) -> Figure:
+    """Accuracy on held-out documents over training, with the best heuristic that does not solve the task."""
+    metrics, result = run.metrics(), run.result()
+    rivals = {k: v for k, v in result["heuristics"].items() if k not in mechanism.SOLVING_RULES}
+    best = max(rivals, key=lambda rule: rivals[rule])
+    return plotting.curves(
+        {name: (metrics.step.tolist(), metrics.test_accuracy.tolist())},
+        y_label="accuracy, held-out documents",
+        title=name,
+        levels={f"heuristic {best}": rivals[best]},
+    )
+
+
+def write_report(title: str, intro: str, entries: list[Entry], folder: Path) -> Path:
+    """Write report.html and one PNG a heat map into `folder`; return the page's path."""
+    environment = Environment(
+        loader=PackageLoader("experiments"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["picture"] = lambda figure: base64.b64encode(png(figure)).decode()
+    environment.filters["percent"] = lambda share: f"{share:.1%}"
+    environment.filters["short_name"] = short_name
+    page = environment.get_template("report.html.j2").render(
+        title=title, intro=intro, entries=entries, rule=rule_text(), strong=mechanism.STRONG
+    )
+    path = folder / "report.html"
+    write_atomically(path, lambda file: file.write_text(page))
+    for item in entries:
+        picture = png(item.heatmap)
+        name = item.name.lower().replace(" ", "-").replace(",", "")
+        write_atomically(folder / f"{name}.png", lambda file, picture=picture: file.write_bytes(picture))
+    return path
+
+
+def rule_text() -> str:
+    """The rule that names the mechanism, as its module states it."""
+    return (mechanism.__doc__ or "").partition("\n")[2].strip()
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"savefig.dpi": 120}):
+        figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,8 @@
+"""Sequence models in which nothing is opaque: every convolution, state, write, decay and gate is a hook point."""
+
+from hooked_ssm import mixers, zoo
+from hooked_ssm.cache import HookedCache
+from hooked_ssm.config import HookedSSMConfig, MixerConfig
+from hooked_ssm.model import HookedSSM, ModelState
+
+__all__ = ["HookedCache", "HookedSSM", "HookedSSMConfig", "MixerConfig", "ModelState", "mixers", "zoo"]

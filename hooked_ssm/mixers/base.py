@@ -1,0 +1,74 @@
+"""What every mixer is: a causal map over positions, with hooks, that can be continued step by step."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hooked_ssm.config import HookedSSMConfig
+from hooked_ssm.hooks import Hook
+from hooked_ssm.layers import write_heads
+
+
+class Mixer(nn.Module, ABC):
+    """Base of all mixers.
+
+    A mixer reads the normalised residual stream and writes to it. It has `cfg.n_heads` heads: real ones,
+    or groups of channels. Its last step is linear, z W_O + b_O, summed over heads: every mixer has
+    `W_O` [head, d_head, d_model] and `b_O` [d_model], as parameters or properties.
+
+    Every hook of a mixer is known under three names: `blocks.{l}.mixer.hook_x`, `blocks.{l}.hook_x` (which
+    TransformerLens's generic sweep can reach) and `blocks.{l}.attn.hook_x` (where its head tools look).
+    """
+
+    W_O: Tensor
+    b_O: Tensor
+
+    def __init__(self, cfg: HookedSSMConfig):
+        super().__init__()
+        self.cfg = cfg
+        for letter, reads in (("q", "what it asks"), ("k", "what it is found by"), ("v", "what it carries")):
+            meaning = f"residual read for {letter} ({reads}), one copy a head"
+            setattr(self, f"hook_{letter}_input", Hook("batch pos head d_model", meaning, copy=True))
+        self.hook_z = Hook("batch pos head d_head", "what each head reads out, before W_O")
+        self.hook_result = Hook("batch pos head d_model", "what each head writes to the residual stream")
+
+    @abstractmethod
+    def extend(
+        self, u: Float[Tensor, "batch pos d_model"], state: Any = None
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Any]:
+        """Outputs at the given positions, which follow those already in `state`, and the state after them.
+
+        `state=None` is the start of a document. The state of a recurrent mixer has constant size.
+        """
+
+    def forward(self, u: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        return self.extend(u)[0]
+
+    @abstractmethod
+    def split(
+        self,
+        q_input: Float[Tensor, "batch pos head d_model"],
+        k_input: Float[Tensor, "batch pos head d_model"],
+        v_input: Float[Tensor, "batch pos head d_model"],
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The output when each head has inputs of its own, as edge and path patching need."""
+
+    def write(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
+        """z W_O + b_O, through `hook_result` where results by head are asked for."""
+        if self.cfg.use_attn_result:
+            return self.hook_result(write_heads(z, self.W_O)).sum(2) + self.b_O
+        flat = rearrange(z, "batch pos head d_head -> (batch pos) (head d_head)")
+        return (flat @ self.W_O.flatten(0, 1) + self.b_O).unflatten(0, z.shape[:2])
+
+    def unavailable_hooks(self) -> dict[str, str]:
+        """Hooks that cannot fire as things are set, each with what would make it fire."""
+        reasons = {}
+        if not self.cfg.use_attn_result:
+            reasons["hook_result"] = "it fires after model.set_use_attn_result(True)"
+        if not self.cfg.use_split_qkv_input:
+            for letter in "qkv":
+                reasons[f"hook_{letter}_input"] = "it fires after model.set_use_split_qkv_input(True)"
+        return reasons

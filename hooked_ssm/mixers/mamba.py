@@ -1,0 +1,292 @@
+"""Mamba, the selective state space model (Gu & Dao 2023, arXiv:2312.00752). With e = d_inner, n = d_state,
+
+    x, gate  = in_proj(u)                                      [e], [e]
+    x_t      = SiLU(conv(x)_t)                                 the short convolution is the only mixing here
+    dt_low, B_t, C_t = x_proj(x_t)                             [dt_rank], [n], [n]
+    dt_t     = softplus(dt_proj(dt_low))                       [e]
+    h_t      = exp(dt_t A) (.) h_{t-1} + (dt_t x_t) B_t^T      A = -exp(A_log) [e, n], h [e, n]
+    y_t      = h_t C_t + D (.) x_t
+    out_t    = out_proj(y_t (.) SiLU(gate_t))
+
+As in the official code, A is discretised by zero-order hold and B by an Euler step.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens import ActivationCache
+
+from hooked_ssm.config import HookedSSMConfig, MixerConfig
+from hooked_ssm.hooks import Hook
+from hooked_ssm.layers import Linear
+from hooked_ssm.mixers.base import Mixer
+from hooked_ssm.mixers.short_conv import ShortConv
+from hooked_ssm.ops.causal_matrix import selective_scan_matrix
+from hooked_ssm.ops.linear_scan import linear_scan
+from hooked_ssm.ops.selective_scan import selective_scan
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaConfig(MixerConfig):
+    """d_conv: width of the short convolution; 0 removes it and keeps the activation after it.
+
+    dt_rank: inner size of dt's projection; None for ceil(d_model / 16).
+    dt_min, dt_max, dt_floor: dt is initially log-uniform in [dt_min, dt_max], at least dt_floor.
+    """
+
+    name: ClassVar[str] = "mamba"
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    dt_rank: int | None = None
+    dt_min: float = 1e-3
+    dt_max: float = 0.1
+    dt_floor: float = 1e-4
+
+    def __post_init__(self):
+        for name, least in (("d_state", 1), ("d_conv", 0), ("expand", 1), ("dt_rank", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"Mamba's {name} must be at least {least}, got {value}.")
+
+    def build(self, cfg: HookedSSMConfig) -> "Mamba":
+        return Mamba(self, cfg)
+
+
+class MambaState(NamedTuple):
+    """conv: the last d_conv - 1 inputs of the convolution. ssm: the recurrent state."""
+
+    conv: Float[Tensor, "batch past d_inner"] | None
+    ssm: Float[Tensor, "batch d_inner d_state"]
+
+
+class Mamba(Mixer):
+    """Its heads, for tools that want heads, are groups of d_inner / n_heads channels: B and C are shared by
+    all of them, and q, k, v are C, B and the x that is written, by head."""
+
+    def __init__(self, mixer_cfg: MambaConfig, cfg: HookedSSMConfig):
+        super().__init__(cfg)
+        self.mixer_cfg = mixer_cfg
+        d_inner = self.d_inner = mixer_cfg.expand * cfg.d_model
+        n = self.d_state = mixer_cfg.d_state
+        self.dt_rank = mixer_cfg.dt_rank or math.ceil(cfg.d_model / 16)
+
+        self.hook_gate = Hook("batch pos d_inner", "gate, before its SiLU", copy=True)
+        if mixer_cfg.d_conv:
+            conv = ShortConv(d_inner, mixer_cfg.d_conv)
+            self.hook_conv_in, self.hook_conv_taps = conv.hook_conv_in, conv.hook_conv_taps
+            self.hook_conv = conv.hook_conv
+            self.conv1d = conv
+        else:
+            self.conv1d = None
+        self.hook_x = Hook("batch pos d_inner", "x after convolution and SiLU: the input of the SSM")
+        self.hook_ssm_dt = Hook("batch pos d_inner", "step size dt, after softplus")
+        self.hook_ssm_B = Hook("batch pos d_state", "B, where in the state x is written", copy=True)
+        self.hook_ssm_C = Hook("batch pos d_state", "C, where the state is read", copy=True)
+        self.hook_ssm_decay = Hook("batch pos d_inner d_state", "exp(dt A), the share of the state that is kept")
+        self.hook_ssm_write = Hook("batch pos d_inner d_state", "(dt x) B^T, what is added to the state")
+        self.hook_ssm_state = Hook("batch pos d_inner d_state", "state h; an edit is carried forward")
+        self.hook_q = Hook("batch pos head d_state", "C, one copy a head", copy=True)
+        self.hook_k = Hook("batch pos head d_state", "B, one copy a head", copy=True)
+        self.hook_v = Hook("batch pos head d_head", "x as it is written and skipped to y (B, C, dt keep theirs)", copy=True)
+        self.hook_pattern = Hook("batch head dest src", "the causal matrix that takes hook_v to the state's read")
+        self.hook_y = Hook("batch pos d_inner", "h C + D x: the read, before the gate")
+
+        self.in_proj = Linear(cfg.d_model, 2 * d_inner, bias=False, std=None)
+        self.x_proj = Linear(d_inner, self.dt_rank + 2 * n, bias=False, std=None)
+        self.dt_proj = DtProj(mixer_cfg, self.dt_rank, d_inner)
+        self.A_log = nn.Parameter(torch.empty(d_inner, n))
+        self.D = nn.Parameter(torch.empty(d_inner))
+        self.out_proj = Linear(d_inner, cfg.d_model, bias=False, std=None, scale=cfg.n_layers**-0.5)
+        if d_inner % cfg.n_heads:
+            raise ValueError(
+                f"Mamba's expand * d_model must be a multiple of n_heads, got {d_inner} and {cfg.n_heads}."
+            )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.A_log.copy_(torch.arange(1, self.d_state + 1, dtype=torch.float64).log().expand_as(self.A_log))
+        self.D.fill_(1.0)
+
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        return rearrange(self.out_proj.weight, "d_model (head d) -> head d d_model", head=self.cfg.n_heads)
+
+    @property
+    def b_O(self) -> Float[Tensor, " d_model"]:
+        return self.out_proj.weight.new_zeros(self.cfg.d_model)
+
+    def unavailable_hooks(self) -> dict[str, str]:
+        reasons = super().unavailable_hooks()
+        if self.d_inner != self.cfg.n_heads:
+            reasons["hook_pattern"] = (
+                f"each of Mamba's channels has a pattern of its own, so it fires with n_heads={self.d_inner} "
+                f"(the model has {self.cfg.n_heads}); cache.compute_ssm_effective_attention() gives all"
+            )
+        if self.cfg.use_split_qkv_input or self.cfg.use_attn_in:
+            for name, module in self.named_modules():
+                if isinstance(module, Hook) and name not in SPLIT_HOOKS | reasons.keys():
+                    reasons[name] = "it has no one value while inputs are split by head"
+        return reasons
+
+    def ssm_input(
+        self, u: Float[Tensor, "batch pos d_model"], past: Float[Tensor, "batch past d_inner"] | None
+    ) -> tuple[
+        Float[Tensor, "batch pos d_inner"],
+        Float[Tensor, "batch pos d_inner"],
+        Float[Tensor, "batch past d_inner"] | None,
+    ]:
+        """x after convolution and activation, the gate, and what the convolution needs next time."""
+        x, gate = self.in_proj(u).chunk(2, dim=-1)
+        # In one piece, so that its activation rounds the same whether or not a hook was handed a copy.
+        gate = self.hook_gate(gate.contiguous())
+        if self.conv1d is not None:
+            x, past = self.conv1d.extend(x, past)
+        return self.hook_x(F.silu(x)), gate, past
+
+    def selection(
+        self, x: Float[Tensor, "batch pos d_inner"]
+    ) -> tuple[
+        Float[Tensor, "batch pos d_inner"], Float[Tensor, "batch pos d_state"], Float[Tensor, "batch pos d_state"]
+    ]:
+        """dt, B and C, which depend on the input: what makes the SSM selective."""
+        dt_low, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt = self.hook_ssm_dt(F.softplus(self.dt_proj(dt_low)))
+        return dt, self.hook_ssm_B(B), self.hook_ssm_C(C)
+
+    @property
+    def A(self) -> Float[Tensor, "d_inner d_state"]:
+        return -self.A_log.exp()
+
+    def extend(
+        self, u: Float[Tensor, "batch pos d_model"], state: MambaState | None = None
+    ) -> tuple[Float[Tensor, "batch pos d_model"], MambaState]:
+        conv, ssm = (None, None) if state is None else state
+        x, gate, conv = self.ssm_input(u, conv)
+        dt, B, C = self.selection(x)
+        x, B, C = self.by_head(x, B, C)
+        read, ssm = selective_scan(
+            x,
+            dt,
+            self.A,
+            B,
+            C,
+            ssm,
+            edit_decay=self.hook_ssm_decay.if_attached(),
+            edit_write=self.hook_ssm_write.if_attached(),
+            edit_state=self.hook_ssm_state.if_attached(),
+        )
+        if self.hook_pattern.attached:
+            read = read + self.pattern_edit(x, dt, B, C, state)
+        return self.gated_write(read + self.D * x, gate), MambaState(conv, ssm)
+
+    def gated_write(
+        self, y: Float[Tensor, "batch pos d_inner"], gate: Float[Tensor, "batch pos d_inner"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        z = self.hook_y(y) * F.silu(gate)
+        return self.write(self.hook_z(rearrange(z, "batch pos (head d) -> batch pos head d", head=self.cfg.n_heads)))
+
+    def by_head(
+        self, x: Float[Tensor, "batch pos d_inner"], B: Tensor, C: Tensor
+    ) -> tuple[Float[Tensor, "batch pos d_inner"], Tensor, Tensor]:
+        """x, B, C through `hook_v`, `hook_k`, `hook_q`. B and C get a channel axis if their hooks are on."""
+        heads = self.cfg.n_heads
+        if self.hook_v.attached:
+            v = self.hook_v(rearrange(x, "batch pos (head d) -> batch pos head d", head=heads))
+            x = rearrange(v, "batch pos head d -> batch pos (head d)")
+        if self.hook_k.attached:
+            B = self.per_channel(self.hook_k(repeat(B, "batch pos n -> batch pos head n", head=heads)))
+        if self.hook_q.attached:
+            C = self.per_channel(self.hook_q(repeat(C, "batch pos n -> batch pos head n", head=heads)))
+        return x, B, C
+
+    def per_channel(
+        self, by_head: Float[Tensor, "batch pos head d_state"]
+    ) -> Float[Tensor, "batch pos d_inner d_state"]:
+        return by_head.repeat_interleave(self.d_inner // self.cfg.n_heads, dim=2)
+
+    def pattern_edit(
+        self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, state: MambaState | None
+    ) -> Float[Tensor, "batch pos d_inner"]:
+        """What the edited pattern reads beyond the unedited one: exactly 0 if it was only looked at."""
+        if state is not None:
+            raise ValueError("hook_pattern of a Mamba fires on whole documents, not when continuing from a state.")
+        pattern = selective_scan_matrix(dt, self.A, B, C)
+        change = self.hook_pattern(pattern.clone()) - pattern
+        return torch.einsum("bcij,bjc->bic", change, x)
+
+    def split(
+        self,
+        q_input: Float[Tensor, "batch pos head d_model"],
+        k_input: Float[Tensor, "batch pos head d_model"],
+        v_input: Float[Tensor, "batch pos head d_model"],
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """C is read through q_input, B through k_input; x, its convolution, dt and the gate through v_input."""
+        batch, _, heads, _ = q_input.shape
+
+        def folded(x: Tensor) -> Tensor:
+            return rearrange(x, "batch pos head d -> (batch head) pos d")
+
+        def own(x: Tensor) -> Tensor:
+            """Of each head's copy of all channels, the channels that are the head's own."""
+            copies = rearrange(x, "(batch copy) pos (head d) -> batch pos copy head d", copy=heads, head=heads)
+            return rearrange(copies.diagonal(dim1=2, dim2=3), "batch pos d head -> batch pos (head d)")
+
+        def by_head(x: Tensor) -> Tensor:
+            return rearrange(x, "(batch head) pos n -> batch pos head n", head=heads)
+
+        C = by_head(self.selection(self.ssm_input(folded(q_input), None)[0])[2])
+        B = by_head(self.selection(self.ssm_input(folded(k_input), None)[0])[1])
+        x, gate, _ = self.ssm_input(folded(v_input), None)
+        dt = self.selection(x)[0]
+        x, gate, dt = own(x), own(gate), own(dt)
+        read, _ = selective_scan(x, dt, self.A, self.per_channel(B), self.per_channel(C))
+        return self.gated_write(read + self.D * x, gate)
+
+    def compute_ssm_state(
+        self, cache: ActivationCache, layer_idx: int, time_step: int | None = None
+    ) -> Float[Tensor, "batch pos d_inner d_state"] | Float[Tensor, "batch d_inner d_state"]:
+        """The state trajectory of a cached run, or one position of it, from the cached x, dt and B."""
+        x, dt, B = (cache[f"blocks.{layer_idx}.mixer.{name}"] for name in ("hook_x", "hook_ssm_dt", "hook_ssm_B"))
+        write = (dt * x).unsqueeze(-1) * B.unsqueeze(-2)
+        states = linear_scan((dt.unsqueeze(-1) * self.A).exp(), write)
+        return states if time_step is None else states[:, time_step]
+
+    def compute_effective_attention(
+        self, cache: ActivationCache, layer_idx: int, include_dt_scaling: bool = True
+    ) -> Float[Tensor, "batch d_inner dest src"]:
+        """The causal matrix of every channel that takes the cached x to the state's read (y less D x):
+
+        M_ij = sum_n C_in exp(A_n sum_{j < l <= i} dt_l) B_jn dt_j,       the last factor optional.
+        """
+        dt, B, C = (
+            cache[f"blocks.{layer_idx}.mixer.{name}"] for name in ("hook_ssm_dt", "hook_ssm_B", "hook_ssm_C")
+        )
+        M = selective_scan_matrix(dt, self.A, B, C)
+        return M if include_dt_scaling else M / rearrange(dt, "batch src channel -> batch channel 1 src")
+
+
+class DtProj(nn.Linear):
+    """dt's projection: weights U(+-dt_rank^-1/2), bias such that softplus(bias) is log-uniform."""
+
+    def __init__(self, mixer_cfg: MambaConfig, dt_rank: int, d_inner: int):
+        self.mixer_cfg = mixer_cfg
+        super().__init__(dt_rank, d_inner)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        c = self.mixer_cfg
+        self.weight.uniform_(-(self.in_features**-0.5), self.in_features**-0.5)
+        log_dt = torch.empty_like(self.bias).uniform_(math.log(c.dt_min), math.log(c.dt_max))
+        dt = log_dt.exp().clamp(min=c.dt_floor)
+        self.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+
+SPLIT_HOOKS = {"hook_q_input", "hook_k_input", "hook_v_input", "hook_y", "hook_z", "hook_result"}

@@ -1,0 +1,297 @@
+"""HookedSSM: embedding, blocks, final norm, unembedding, and the surface that TransformerLens's tools use."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from hooked_ssm import saving
+from hooked_ssm.block import Block
+from hooked_ssm.config import HookedSSMConfig
+from hooked_ssm.hooked_root import HookedRoot
+from hooked_ssm.hooks import Hook
+from hooked_ssm.layers import NORMS, Embed, PosEmbed, Unembed
+from hooked_ssm.text import Text
+
+ReturnType = Literal["logits", "loss", "both"] | None
+
+
+class ModelState(NamedTuple):
+    """Where a document stands: one state a layer, and how many positions it has had."""
+
+    layers: list[Any]
+    length: int
+
+
+class HookedSSM(HookedRoot, Text):
+    """A stack of mixers of any architecture, all of whose activations are hook points.
+
+    Starts in evaluation mode, as TransformerLens's tools want it; no part of it depends on the mode.
+    Initial weights are drawn from the global random state, or from `cfg.seed` without touching that.
+    """
+
+    def __init__(self, cfg: HookedSSMConfig, tokenizer: Any = None):
+        super().__init__()
+        self.cfg = cfg
+        self.tokenizer = tokenizer
+        with _seeded(cfg.seed):
+            self.embed = Embed(cfg)
+            self.hook_embed = Hook("batch pos d_model", "token embedding")
+            if cfg.positional_embedding_type == "standard":
+                self.pos_embed = PosEmbed(cfg)
+                self.hook_pos_embed = Hook("batch pos d_model", "position embedding")
+            self.blocks = nn.ModuleList([Block(mixer, cfg) for mixer in cfg.mixer_list])
+            self.ln_final = NORMS[cfg.final_norm](cfg.d_model, cfg.eps)
+            self.unembed = Unembed(cfg)
+        self.to(device=cfg.device, dtype=cfg.dtype)
+        self.eval()
+        self.setup()
+
+    # Running ------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input: Any,
+        return_type: ReturnType = "logits",
+        *,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        logit_positions: Int[Tensor, " batch"] | Bool[Tensor, "batch pos"] | None = None,
+    ) -> Any:
+        """Run the model.
+
+        input: tokens [batch, pos], text (with a tokenizer), or, with `start_at_layer`, the residual stream
+            [batch, pos, d_model] before that layer.
+        return_type: "logits", "loss" (mean next-token cross entropy), "both" or None.
+        stop_at_layer: return the residual stream before this layer (negative counts from the end).
+        logit_positions: unembed only here: one position a document gives logits [batch, d_vocab], a mask
+            [batch, pos] gives [selected, d_vocab] in row order.
+
+        Raises ValueError or TypeError for inputs of the wrong shape or dtype and tokens out of range.
+        """
+        if start_at_layer is None:
+            tokens = self._check_tokens(input)
+            resid = self._embed(tokens, 0)
+        else:
+            tokens, resid = None, self._check_resid(input)
+        resid, _ = self._through(resid, None, start_at_layer, stop_at_layer)
+        if stop_at_layer is not None:
+            return resid
+        if return_type is None:
+            self.ln_final(resid)
+            return None
+        if return_type == "logits":
+            return self._logits(resid, logit_positions)
+        if return_type not in ("loss", "both"):
+            raise ValueError(f"return_type must be 'logits', 'loss', 'both' or None, got {return_type!r}.")
+        if tokens is None or logit_positions is not None:
+            raise ValueError("a loss needs tokens and all logits: leave out start_at_layer and logit_positions.")
+        logits = self._logits(resid, None)
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        return (logits, loss) if return_type == "both" else loss
+
+    def step(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        state: ModelState | None = None,
+        logit_positions: Int[Tensor, " batch"] | Bool[Tensor, "batch pos"] | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """Logits at the given tokens, which follow those already in `state`, and the state after them.
+
+        Any number of tokens at a time; `state=None` starts a document. All hooks fire, at these positions.
+        """
+        tokens = self._check_tokens(tokens)
+        start = 0 if state is None else state.length
+        resid, layers = self._through(
+            self._embed(tokens, start), None if state is None else state.layers, None, None
+        )
+        return self._logits(resid, logit_positions), ModelState(layers, start + tokens.shape[1])
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input: Any,
+        max_new_tokens: int = 10,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        stop_at: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Any:
+        """Continue documents of equal length, one token at a time, through the recurrent state.
+
+        temperature 0 is greedy. `stop_at`: a token after which a document only repeats it. Text in, text out.
+        """
+        is_text = not isinstance(input, Tensor)
+        tokens = self._check_tokens(input)
+        last = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
+        logits, state = self.step(tokens, logit_positions=last)
+        for new in range(max_new_tokens):
+            following = sample(logits, temperature, top_k, generator)
+            if stop_at is not None and new > 0:
+                following = torch.where(tokens[:, -1] == stop_at, tokens[:, -1], following)
+            tokens = torch.cat([tokens, following[:, None]], dim=1)
+            if new + 1 == max_new_tokens or (stop_at is not None and bool((following == stop_at).all())):
+                break
+            logits, state = self.step(following[:, None], state, torch.zeros_like(last))
+        return self.to_string(tokens) if is_text else tokens
+
+    def _embed(self, tokens: Int[Tensor, "batch pos"], start: int) -> Float[Tensor, "batch pos d_model"]:
+        resid = self.hook_embed(self.embed(tokens))
+        if self.cfg.positional_embedding_type == "standard":
+            batch, length = tokens.shape
+            resid = resid + self.hook_pos_embed(self.pos_embed(batch, start, start + length))
+        return resid
+
+    def _through(
+        self, resid: Tensor, states: list[Any] | None, start: int | None, stop: int | None
+    ) -> tuple[Tensor, list[Any]]:
+        after: list[Any] = []
+        for layer in range(self.cfg.n_layers)[start:stop]:
+            resid, state = self.blocks[layer].extend(resid, None if states is None else states[layer])  # type: ignore
+            after.append(state)
+        return resid, after
+
+    def _logits(self, resid: Tensor, positions: Tensor | None) -> Tensor:
+        final = self.ln_final(resid)
+        if positions is not None:
+            if positions.dtype == torch.bool:
+                final = final[positions]
+            else:
+                final = final[torch.arange(len(final), device=final.device), positions]
+        return final @ self.W_U
+
+    def _check_tokens(self, input: Any) -> Int[Tensor, "batch pos"]:
+        tokens = input if isinstance(input, Tensor) else self.to_tokens(input)
+        if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+            raise TypeError(f"tokens must be integers [batch, pos], got {tokens.dtype} {list(tokens.shape)}.")
+        if tokens.ndim != 2 or 0 in tokens.shape:
+            raise ValueError(
+                f"tokens must be [batch, pos] with at least one of each, got shape {list(tokens.shape)}."
+            )
+        low, high = (int(x) for x in tokens.aminmax())
+        if low < 0 or high >= self.cfg.d_vocab:
+            raise ValueError(
+                f"tokens must lie in 0..{self.cfg.d_vocab - 1} (d_vocab={self.cfg.d_vocab}), "
+                f"got values from {low} to {high}."
+            )
+        return tokens
+
+    def _check_resid(self, resid: Any) -> Float[Tensor, "batch pos d_model"]:
+        if not isinstance(resid, Tensor) or resid.ndim != 3 or resid.shape[-1] != self.cfg.d_model:
+            got = list(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
+            raise ValueError(
+                f"with start_at_layer the input is a residual stream [batch, pos, d_model={self.cfg.d_model}], "
+                f"got {got}."
+            )
+        return resid
+
+    # Weights ------------------------------------------------------------------------------------------
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        return self.embed.W_E
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        return self.embed.W_E.T if self.cfg.tie_embeddings else self.unembed.W_U
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_vocab"]:
+        return self.W_E.new_zeros(self.cfg.d_vocab)
+
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Tensor, " d_model"]:
+        """Sum of the biases written to the residual stream before `layer` (or before its MLP)."""
+        bias = self.W_E.new_zeros(self.cfg.d_model)
+        for index, block in enumerate(self.blocks):
+            if index < layer or (index == layer and mlp_input):
+                bias = bias + block.mixer.b_O  # type: ignore[union-attr]
+            if index < layer and include_mlp_biases and block.mlp is not None:
+                bias = bias + block.mlp.b_out  # type: ignore[union-attr]
+        return bias
+
+    def tokens_to_residual_directions(self, tokens: Any) -> Float[Tensor, "*tokens d_model"]:
+        """The direction in the normalised final residual whose dot product is the token's logit.
+
+        The final norm's weight, and its centring, are in the direction, so that direct logit attribution is
+        right without folding weights. (Its bias adds the same constant whatever the residual.)
+        """
+        if isinstance(tokens, str):
+            tokens = self.to_single_token(tokens)
+        tokens = torch.as_tensor(tokens, device=self.W_E.device)
+        directions = self.W_U.T[tokens] * self.ln_final.w
+        if self.cfg.final_norm == "LN":
+            directions = directions - directions.mean(-1, keepdim=True)
+        return directions
+
+    def blocks_with(self, name: str) -> list[tuple[int, nn.Module]]:
+        """(layer, block) for every block that has an attribute or submodule of this name.
+
+        "attn" is a mixer with query, key and value weights: others are only `mixer`.
+        """
+
+        def has(block: nn.Module) -> bool:
+            return hasattr(block.mixer, "W_Q") if name == "attn" else getattr(block, name, None) is not None
+
+        return [(layer, block) for layer, block in enumerate(self.blocks) if has(block)]
+
+    def tl_parameters(self) -> dict[str, Tensor]:
+        """The weights under TransformerLens's names: a mixer's under `attn`, and W_O and W_U always."""
+        weights = {name.replace(".mixer.", ".attn."): p for name, p in self.named_parameters()}
+        W_O = {f"blocks.{layer}.attn.W_O": block.mixer.W_O for layer, block in enumerate(self.blocks)}  # type: ignore
+        return {**weights, **W_O, "unembed.W_U": self.W_U}
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew."""
+        with _seeded(self.cfg.seed):
+            for module in self.modules():
+                if module is not self and hasattr(module, "reset_parameters"):
+                    module.reset_parameters()  # type: ignore[operator]
+
+    # Files --------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors into `folder`, each in one step."""
+        saving.save(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | None = None) -> "HookedSSM":
+        """The model saved in `folder`. Raises FileNotFoundError or ValueError saying what is wrong with it."""
+        return saving.load(cls, Path(folder), device)
+
+
+def sample(
+    logits: Float[Tensor, "batch d_vocab"],
+    temperature: float,
+    top_k: int | None,
+    generator: torch.Generator | None,
+) -> Int[Tensor, " batch"]:
+    """One token a row: the most likely at temperature 0, else drawn from softmax(logits / temperature)."""
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}.")
+    if temperature == 0:
+        return logits.argmax(-1)
+    if top_k is not None:
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}.")
+        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Random numbers from `seed` inside, the global state as before outside. None changes nothing."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

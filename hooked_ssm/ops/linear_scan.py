@@ -1,0 +1,95 @@
+"""The linear recurrence, elementwise over all but batch and position:
+
+    h_t = a_t h_{t-1} + w_t          decay a, write w, state h; before the first position h is `initial`, or 0
+
+With g_t what the loss sends to h_t directly, its total derivative runs the same recurrence backwards:
+
+    lambda_t = g_t + a_{t+1} lambda_{t+1},     dL/dw_t = lambda_t,     dL/da_t = lambda_t h_{t-1}
+
+(with conjugates where a and h are complex).
+"""
+
+import torch
+from jaxtyping import Inexact
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def linear_scan(
+    decay: Inexact[Tensor, "batch pos *dims"],
+    write: Inexact[Tensor, "batch pos *dims"],
+    initial: Inexact[Tensor, " batch *dims"] | None = None,
+) -> Inexact[Tensor, "batch pos *dims"]:
+    """All the states of h_t = decay_t h_{t-1} + write_t, differentiable in the three arguments."""
+    check_scan_inputs(decay, write, initial)
+    return _LinearScan.apply(decay, write, initial)  # pyright: ignore[reportReturnType]
+
+
+def check_scan_inputs(decay: Tensor, write: Tensor, initial: Tensor | None) -> None:
+    if write.ndim < 2 or decay.shape != write.shape:
+        raise ValueError(
+            "decay and write must have one shape [batch, pos, ...], "
+            f"got {tuple(decay.shape)} and {tuple(write.shape)}."
+        )
+    state_shape = write.shape[:1] + write.shape[2:]
+    if initial is not None and initial.shape != state_shape:
+        raise ValueError(
+            f"initial must have the shape of one state, {tuple(state_shape)}, got {tuple(initial.shape)}."
+        )
+    dtypes = [tensor.dtype for tensor in (decay, write, initial) if tensor is not None]
+    if len(set(dtypes)) > 1:
+        raise TypeError(f"decay, write and initial must have one dtype, got {', '.join(map(str, dtypes))}.")
+
+
+def run_scan(decay: Tensor, write: Tensor, initial: Tensor | None) -> Tensor:
+    """The states, without autograd, in the memory order of `write`."""
+    states = torch.empty_like(write)
+    h = initial
+    # Slices are taken once, by unbind: the arithmetic is then one addcmul a position.
+    for a, w, out in zip(decay.unbind(1), write.unbind(1), states.unbind(1), strict=True):
+        h = out.copy_(w) if h is None else torch.addcmul(w, a, h, out=out)
+    return states
+
+
+def total_gradient(grad: Tensor, decay: Tensor, set_at: Tensor | None = None) -> Tensor:
+    """lambda of the module docstring, as a new tensor in the memory order of `decay`.
+
+    Nothing is carried back through the entries where `set_at` is true: there h_t does not depend on h_{t-1}.
+    """
+    total = torch.empty_like(decay).copy_(grad)
+    steps = list(zip(total.unbind(1), decay.conj().resolve_conj().unbind(1), strict=True))
+    cuts = [None] * len(steps) if set_at is None else set_at.unbind(1)
+    for t in range(len(steps) - 1, 0, -1):
+        (later, a), cut = steps[t], cuts[t]
+        a = a if cut is None else a.masked_fill(cut, 0)
+        steps[t - 1][0].addcmul_(a, later)
+    return total
+
+
+def times_previous(total: Tensor, states: Tensor, initial: Tensor | None) -> Tensor:
+    """dL/da_t = lambda_t h_{t-1}."""
+    grad_decay = torch.empty_like(total)
+    torch.mul(total[:, 1:], states[:, :-1].conj(), out=grad_decay[:, 1:])
+    if total.shape[1]:
+        grad_decay[:, 0] = 0 if initial is None else total[:, 0] * initial.conj()
+    return grad_decay
+
+
+class _LinearScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, decay, write, initial):
+        states = run_scan(decay, write, initial)
+        ctx.save_for_backward(decay, states, initial)
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        decay, states, initial = ctx.saved_tensors
+        total = total_gradient(grad, decay)
+        grad_decay = times_previous(total, states, initial) if ctx.needs_input_grad[0] else None
+        grad_initial = None
+        if ctx.needs_input_grad[2]:
+            has_positions = decay.shape[1] > 0
+            grad_initial = decay[:, 0].conj() * total[:, 0] if has_positions else torch.zeros_like(initial)
+        return grad_decay, total, grad_initial

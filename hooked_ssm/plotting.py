@@ -1,0 +1,69 @@
+"""Pictures of interventions and of training, as matplotlib figures."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def heatmap(
+    values: Float[Tensor, "row column"] | Float[np.ndarray, "row column"],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str = "",
+    limit: float | None = None,
+    label: str = "",
+) -> Figure:
+    """A heat map around 0, with its numbers in the cells.
+
+    limit: the value of the darkest colours; by default the largest magnitude. Raises ValueError if the
+    labels do not fit the values.
+    """
+    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=float)
+    if array.shape != (len(rows), len(columns)):
+        raise ValueError(
+            f"values must be [rows, columns] = [{len(rows)}, {len(columns)}], got {list(array.shape)}."
+        )
+    bound = limit or float(np.nanmax(np.abs(array))) or 1.0
+    figure = Figure(figsize=(2.6 + 0.85 * len(columns), 1.1 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(array, cmap=matplotlib.colormaps["RdBu"], vmin=-bound, vmax=bound, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    for row, column in np.ndindex(*array.shape):
+        value = array[row, column]
+        colour = "white" if abs(value) > 0.6 * bound else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+    axes.set_title(title, fontsize=11)
+    figure.colorbar(image, ax=axes, label=label, shrink=0.9)
+    return figure
+
+
+def curves(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    x_label: str = "step",
+    y_label: str = "",
+    title: str = "",
+    levels: Mapping[str, float] | None = None,
+) -> Figure:
+    """Lines by name, each (xs, ys), with named horizontal levels such as heuristics."""
+    figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, (xs, ys) in lines.items():
+        axes.plot(xs, ys, label=name)
+    for name, level in (levels or {}).items():
+        axes.axhline(level, color="0.6", linestyle="--", linewidth=1)
+        axes.annotate(name, (1.0, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_title(title, fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(lines) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    return figure
