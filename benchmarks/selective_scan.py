@@ -114,8 +114,8 @@ def peak_mib(call: Callable[[], object]) -> float:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         result = call()
     del result
-    events = prof.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    events = prof.profiler.kineto_results.events()  # pyright: ignore
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")  # pyright: ignore
     held = peak = 0
     for _, change in changes:
         held += change

@@ -6,25 +6,34 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hooked_ssm import zoo
 
-app = typer.Typer(
-    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
-)
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 
 Architecture = Enum("Architecture", {name: name for name in zoo.PRESETS}, type=str)
-Query = Enum("Query", {"key": "key", "value": "value"}, type=str)
-Procedure = Enum("Procedure", {"unambiguous": "unambiguous", "original": "original"}, type=str)
+
+
+class Half(str, Enum):
+    """One half of a pair."""
+
+    KEY = "key"
+    VALUE = "value"
+
+
+class Procedure(str, Enum):
+    UNAMBIGUOUS = "unambiguous"
+    ORIGINAL = "original"
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for runs, heat maps and the report.")] = Path("runs/demo"),
 ) -> None:
-    """Train attention, Mamba, and Mamba without its convolution on associative recall; say how each recalls."""
+    """Train attention, Mamba, and Mamba without convolution on associative recall; say how each recalls."""
     from experiments.demo import run_demo
 
     run_demo(out, console)
@@ -32,7 +41,7 @@ def demo(
 
 @app.command()
 def train(
-    arch: Annotated[Architecture, typer.Argument(help="Architecture, a preset of hooked_ssm.zoo.")],
+    arch: Annotated[Architecture, typer.Argument(help="A preset of hooked_ssm.zoo.")],  # type: ignore
     out: Annotated[Path, typer.Option(help="Folder of the run. A run that was cut off goes on.")],
     d_model: Annotated[int, typer.Option(help="Width of the residual stream.")] = 64,
     n_layers: Annotated[int, typer.Option(help="Number of blocks.")] = 2,
@@ -41,12 +50,12 @@ def train(
     values: Annotated[int, typer.Option(help="Number of values.")] = 4096,
     pairs: Annotated[int, typer.Option(help="Pairs a document.")] = 16,
     queries: Annotated[int, typer.Option(help="Supervised queries a training document.")] = 1,
-    query: Annotated[Query, typer.Option(help="Which half of a pair is asked.")] = Query.key,  # type: ignore
+    query: Annotated[Half, typer.Option(help="Which half of a pair is the query.")] = Half.KEY,
     held_out: Annotated[float, typer.Option(help="Share of key-value pairs kept for the test.")] = 0.0,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 50_016,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     batch_size: Annotated[int, typer.Option(help="Documents a step.")] = 32,
-    n_train: Annotated[int, typer.Option(help="Fixed training documents; 0 for ones that never repeat.")] = 100_032,
+    n_train: Annotated[int, typer.Option(help="Fixed documents; 0 for ones that never repeat.")] = 100_032,
     eval_every: Annotated[int, typer.Option(help="Steps between tests.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of weights and documents.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads; by default as many as torch likes.")] = None,
@@ -78,41 +87,53 @@ def train(
     )
     run = training.train(cfg, out)
     result = run.result()
-    console.print(f"accuracy {result['test_accuracy']:.1%}, loss {result['test_loss']:.3f} on held-out documents")
-    console.print(f"Run: {run.folder.resolve()}. Next: hooked-ssm evaluate {run.folder}")
+    accuracy, loss = f"{result['test_accuracy']:.1%}", f"{result['test_loss']:.3f}"
+    console.print(f"accuracy {accuracy}, loss {loss} on held-out documents")
+    say(f"Run: {run.folder.resolve()}. Next: hooked-ssm evaluate {run.folder}")
 
 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     docs: Annotated[int, typer.Option(help="Held-out documents.")] = 320,
-    site: Annotated[Query, typer.Option(help="Which token of the body is corrupted.")] = Query.key,  # type: ignore
-    procedure: Annotated[Procedure, typer.Option(help="How it is corrupted.")] = Procedure.unambiguous,  # type: ignore
+    site: Annotated[
+        Half, typer.Option(help="What is corrupted: the item asked about, or its answer.")
+    ] = Half.KEY,
+    procedure: Annotated[Procedure, typer.Option(help="How it is corrupted.")] = Procedure.UNAMBIGUOUS,
     component: Annotated[
-        list[str] | None, typer.Option(help="Block-level hook to intervene on; repeat for several.")
+        list[str] | None, typer.Option(help="A further block-level hook to intervene on; may be repeated.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads; by default as many as torch likes.")] = None,
 ) -> None:
     """Intervene on a trained model: attributions by hook and position, mechanism, heat map, report."""
-    from experiments.evaluation import COMPONENTS, evaluate_run
+    from experiments.evaluation import evaluate_run
     from experiments.report import entry, write_report
     from experiments.runs import Run
+    from hooked_ssm.plotting import fixed
 
     set_threads(threads)
     finished = Run(run)
     evaluation = evaluate_run(
-        finished, docs=docs, site=site.value, procedure=procedure.value, components=component or COMPONENTS
+        finished, docs=docs, site=site.value, procedure=procedure.value, components=component or ()
     )
     table = Table("hook", "position", "Attrib", "95 % interval", "restored p")
     for row in evaluation.table.to_dict("records"):
-        interval = f"{row['low']:.3f} .. {row['high']:.3f}"
-        table.add_row(row["hook"], row["position"], f"{row['attrib']:.3f}", interval, f"{row['restored']:.3f}")
+        attrib, low, high, restored = (fixed(row[name], 3) for name in ("attrib", "low", "high", "restored"))
+        table.add_row(row["hook"], row["position"], attrib, f"{low} .. {high}", restored)
     console.print(table)
     rule, score = evaluation.best_heuristic
-    console.print(f"accuracy {evaluation.accuracy:.1%} (best heuristic, {rule}: {score:.1%}), {docs} documents")
-    console.print(f"[bold]{evaluation.mechanism.name}[/bold]: {evaluation.mechanism.evidence}")
-    page = write_report(run.name, "One run, evaluated.", [entry(run.name, finished, evaluation)], run)
-    console.print(f"Report: {page.resolve()}")
+    console.print(
+        f"accuracy {evaluation.accuracy:.1%} (best heuristic {rule}: {score:.1%}), {docs} documents"
+    )
+    console.print(f"[bold]{evaluation.mechanism.name}[/bold]: {escape(evaluation.mechanism.evidence)}")
+    name = run.resolve().name
+    page = write_report(name, "One run, evaluated.", [entry(name, finished, evaluation)], run)
+    say(f"Report: {page.resolve()}")
+
+
+def say(text: str) -> None:
+    """Print a line as it is, however long: it holds a path to copy."""
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def set_threads(threads: int | None) -> None:
@@ -130,5 +151,6 @@ def main() -> None:
         app(standalone_mode=True)
     except (ValueError, TypeError, OSError, KeyError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        Console(stderr=True).print(f"[red]error:[/red] {message}", highlight=False)
+        line = " ".join(str(message).split())
+        Console(stderr=True).print(f"[red]error:[/red] {escape(line)}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from error

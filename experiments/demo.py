@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.evaluation import Evaluation, evaluate_run
@@ -20,8 +21,9 @@ from tasks import AssociativeRecall
 
 TASK = AssociativeRecall(n_keys=32, n_values=32, n_pairs=4)
 INTRO = (
-    f"Associative recall with {TASK.n_pairs} pairs of {TASK.n_keys} keys and {TASK.n_values} values. Training "
-    "supervises a query for every pair of a document and never repeats a document; tests ask one query."
+    f"Associative recall with {TASK.n_pairs} pairs of {TASK.n_keys} keys and {TASK.n_values} values. "
+    "Training supervises a query for every pair of a document and never repeats a document; tests ask one "
+    "query."
 )
 
 
@@ -55,11 +57,12 @@ def run_demo(folder: Path, console: Console) -> Path:
     evaluations = train_and_evaluate(configs, runs)
     console.print(summary_table(evaluations))
     for name, evaluation in evaluations.items():
-        console.print(f"[bold]{name}[/bold]: {evaluation.mechanism.name}. {evaluation.mechanism.evidence}")
+        found = evaluation.mechanism
+        console.print(f"[bold]{name}[/bold]: {found.name}. {escape(found.evidence)}")
     entries = [entry(name, Run(runs[name]), evaluation) for name, evaluation in evaluations.items()]
     page = write_report("How do they recall?", INTRO, entries, folder)
-    console.print(f"\n{time.perf_counter() - started:.0f} s. Heat maps: {folder}/*.png")
-    console.print(f"Report: {page.resolve()}")
+    lines = f"\n{time.perf_counter() - started:.0f} s. Heat maps: {folder}/*.png\nReport: {page.resolve()}"
+    console.print(lines, soft_wrap=True, markup=False, highlight=False)
     return page
 
 
@@ -100,8 +103,9 @@ def train_and_evaluate_one(cfg: TrainConfig, folder: Path) -> Evaluation:
 def summary_table(evaluations: dict[str, Evaluation]) -> Table:
     """Accuracy, heuristics, attributions at the second block's input, and the mechanism of every model."""
     table = Table(title="How do they recall?")
-    for column in ("model", "accuracy", "best heuristic", "@ key", "@ value", "@ query", "conv @ value", "mechanism"):
-        table.add_column(column, justify="left" if column in ("model", "mechanism") else "right")
+    numbers = ("accuracy", "best heuristic", "@ key", "@ value", "@ query", "conv @ value")
+    for column in ("model", *numbers, "mechanism"):
+        table.add_column(column, justify="right" if column in numbers else "left")
     for name, evaluation in evaluations.items():
         rule, score = evaluation.best_heuristic
         table.add_row(
@@ -112,5 +116,5 @@ def summary_table(evaluations: dict[str, Evaluation]) -> Table:
             evaluation.best_conv_cell("value"),
             evaluation.mechanism.name,
         )
-    table.caption = "Attrib of the second block's input, and the largest of any convolution's output; 1 restores all."
+    table.caption = "Attrib of the second block's input, and any convolution's largest; 1 restores all."
     return table

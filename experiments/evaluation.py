@@ -16,11 +16,13 @@ from experiments.runs import Run
 from experiments.training import TEST_SEED_OFFSET, evaluate
 from hooked_ssm import HookedSSM
 from hooked_ssm.interchange import interchange
+from hooked_ssm.plotting import fixed
 from hooked_ssm.saving import write_atomically
 from tasks import Documents
 
 COMPONENTS = ("hook_resid_pre", "hook_mixer_out", "hook_conv")
 POSITIONS = ("key", "value", "divider", "query")
+KEY_SITES = ("key", "query_item_orig")  # two names of the token that the mechanism's rule is about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ class Evaluation:
 
     def _largest(self, hooks: pd.Series, position: str) -> str:
         found = self.table[hooks & (self.table.position == position)].attrib
-        return f"{found.max():.2f}" if len(found) else "-"
+        return fixed(found.max(), 2) if len(found) else "-"
 
     def save(self, path: Path) -> None:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -82,17 +84,19 @@ def evaluate_run(
     docs: int = 320,
     site: str = "key",
     procedure: str = "unambiguous",
-    components: Sequence[str] = COMPONENTS,
+    components: Sequence[str] = (),
 ) -> Evaluation:
     """Evaluate a finished run on held-out documents and keep the result in its folder, evaluation.json.
 
     site: "key" or "value", the token of the body that is corrupted. procedure: "unambiguous" or "original"
-    (see `tasks.Task.corrupt`). components: block-level hook names; those that a layer lacks are left out.
+    (see `tasks.Task.corrupt`). components: block-level hooks beside `COMPONENTS`, which the mechanism's rule
+    needs; a layer without a hook is left out.
     """
     cfg, model = run.config(), run.model()
-    seed = cfg.seed + TEST_SEED_OFFSET
+    seed, device = cfg.seed + TEST_SEED_OFFSET, model.W_E.device
     clean = cfg.test_task.sample(docs, generator=seed, split="test")
-    corrupted = cfg.test_task.corrupt(clean, site, generator=seed + 1, procedure=procedure)
+    corrupted = cfg.test_task.corrupt(clean, site, generator=seed + 1, procedure=procedure).to(device)
+    clean = clean.to(device)
     scores = evaluate(model, clean)
     result = interchange(
         model,
@@ -100,11 +104,15 @@ def evaluate_run(
         corrupted.tokens,
         answer=clean.answer,
         answer_pos=clean.answer_pos,
-        hooks=hooks_of(model, components),
+        hooks=hooks_of(model, list(dict.fromkeys([*COMPONENTS, *components]))),
         positions=named_positions(clean),
     )
     heuristics = {name: float(p.double().mean()) for name, p in cfg.test_task.heuristics(clean).items()}
     table = result.table()
+    if site in KEY_SITES:
+        verdict = mechanism(scores["test_accuracy"], heuristics, result.gap, table)
+    else:
+        verdict = Mechanism("not judged", f"the rule is about a corrupted key, here the {site} was corrupted")
     evaluation = Evaluation(
         accuracy=scores["test_accuracy"],
         loss=scores["test_loss"],
@@ -117,7 +125,7 @@ def evaluate_run(
         site=site,
         procedure=procedure,
         table=table,
-        mechanism=mechanism(scores["test_accuracy"], heuristics, result.gap, table),
+        mechanism=verdict,
     )
     evaluation.save(run.folder / "evaluation.json")
     return evaluation
@@ -138,5 +146,5 @@ def named_positions(docs: Documents) -> dict[str, Int[Tensor, " batch"] | Bool[T
     named = {name: docs.positions[name] for name in POSITIONS}
     rest = torch.ones_like(docs.tokens, dtype=torch.bool)
     for where in named.values():
-        rest[torch.arange(len(docs)), where] = False
+        rest.scatter_(1, where[:, None], False)
     return {**named, "rest": rest}

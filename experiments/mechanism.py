@@ -12,6 +12,7 @@ association of key and value, past that point. With n layers and Attrib as in `h
 4. direct retrieval: otherwise, every block input restores at key or query (Attrib >= 0.5): the key is looked
    up from the query without ever being joined to the value's position.
 5. mixed: none of these; the attributions are spread over positions.
+6. not judged: the rule is about a corrupted key, and another token was corrupted.
 
 A convolution of a block before l may also be how rule 2's association came to be at the value: the evidence
 lists both. Attrib at three positions need not sum to 1 (a convolution of width 4 hands the key to three later
@@ -22,12 +23,15 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from hooked_ssm.plotting import fixed
+
 MECHANISMS = (
     "not learned",
     "induction across layers",
     "induction inside one layer",
     "direct retrieval",
     "mixed",
+    "not judged",
 )
 STRONG = 0.5
 MARGIN = 0.1
@@ -46,7 +50,7 @@ def mechanism(accuracy: float, heuristics: dict[str, float], gap: float, table: 
     """The mechanism of a model with this accuracy, these heuristics' accuracies and `Interchange.table()`.
 
     gap: the denominator of Attrib. The table needs each block's `hook_resid_pre`, and each `hook_conv` that
-    the model has, at the positions key, value, query.
+    the model has, at the positions key, value, query. Raises ValueError if it has no `hook_resid_pre`.
     """
     rivals = {name: value for name, value in heuristics.items() if name not in SOLVING_RULES}
     best = max(rivals, key=lambda name: rivals[name])
@@ -59,6 +63,8 @@ def mechanism(accuracy: float, heuristics: dict[str, float], gap: float, table: 
     inputs = [hook for hook in cells.index.unique("hook") if hook.endswith("hook_resid_pre")]
     inner = [hook for hook in inputs if not hook.startswith("blocks.0.")]
     convs = [hook for hook in cells.index.unique("hook") if hook.endswith("hook_conv")]
+    if not inputs:
+        raise ValueError(f"the rule needs every block's hook_resid_pre, got {sorted(set(table.hook))}.")
 
     def reaches(hooks: list[str], position: str) -> bool:
         return any(cells.loc[(hook, position), "attrib"] >= STRONG for hook in hooks)
@@ -71,7 +77,7 @@ def mechanism(accuracy: float, heuristics: dict[str, float], gap: float, table: 
         name = "direct retrieval"
     else:
         name = "mixed"
-    return Mechanism(name, "; ".join(describe(cells, hook) for hook in [*inner, *convs]))
+    return Mechanism(name, "; ".join(describe(cells, hook) for hook in [*(inner or inputs), *convs]))
 
 
 def describe(cells: pd.DataFrame, hook: str) -> str:
@@ -79,8 +85,10 @@ def describe(cells: pd.DataFrame, hook: str) -> str:
     shown = [position for position in ("key", "value", "query", "rest") if (hook, position) in cells.index]
     parts = []
     for position in shown:
-        cell = cells.loc[(hook, position)]
-        parts.append(f"{position} {cell['attrib']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]")
+        attrib, low, high = (
+            fixed(cells.loc[(hook, position), name], 2) for name in ("attrib", "low", "high")
+        )
+        parts.append(f"{position} {attrib} [{low}, {high}]")
     return f"{short_name(hook)}: {', '.join(parts)}"
 
 

@@ -2,11 +2,13 @@
 
 import base64
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from experiments import mechanism
@@ -24,14 +26,15 @@ class Entry:
     name: str
     config: TrainConfig
     evaluation: Evaluation
-    result: dict[str, float]
+    result: dict[str, Any]
     heatmap: Figure
     curve: Figure
 
 
 def entry(name: str, run: Run, evaluation: Evaluation) -> Entry:
     """A run and its evaluation with their pictures."""
-    return Entry(name, run.config(), evaluation, run.result(), attribution_map(name, evaluation), training_curve(name, run))
+    heatmap, curve = attribution_map(name, evaluation), training_curve(name, run)
+    return Entry(name, run.config(), evaluation, run.result(), heatmap, curve)
 
 
 def attribution_map(name: str, evaluation: Evaluation) -> Figure:
@@ -63,11 +66,11 @@ def training_curve(name: str, run: Run) -> Figure:
 
 def write_report(title: str, intro: str, entries: list[Entry], folder: Path) -> Path:
     """Write report.html and one PNG a heat map into `folder`; return the page's path."""
-    environment = Environment(
-        loader=PackageLoader("experiments"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
-    )
+    loader = PackageLoader("experiments")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["picture"] = lambda figure: base64.b64encode(png(figure)).decode()
     environment.filters["percent"] = lambda share: f"{share:.1%}"
+    environment.filters["fixed"] = plotting.fixed
     environment.filters["short_name"] = short_name
     page = environment.get_template("report.html.j2").render(
         title=title, intro=intro, entries=entries, rule=rule_text(), strong=mechanism.STRONG
@@ -76,8 +79,8 @@ def write_report(title: str, intro: str, entries: list[Entry], folder: Path) -> 
     write_atomically(path, lambda file: file.write_text(page))
     for item in entries:
         picture = png(item.heatmap)
-        name = item.name.lower().replace(" ", "-").replace(",", "")
-        write_atomically(folder / f"{name}.png", lambda file, picture=picture: file.write_bytes(picture))
+        file_name = re.sub(r"[^\w.-]+", "-", item.name.lower()) + ".png"
+        write_atomically(folder / file_name, lambda file, picture=picture: file.write_bytes(picture))
     return path
 
 

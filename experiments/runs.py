@@ -1,14 +1,18 @@
-"""A run as a folder. Everything in it is written in one step or can be mended after a kill at any moment.
+"""A run as a folder.
 
     config.json              what was asked for
     metrics.jsonl            one evaluation a line
     checkpoint.safetensors   weights and optimiser state, with the step in its metadata
     model/                   the trained model, as `HookedSSM.save` writes it
     result.json              the last evaluation, heuristics and times: there when the run is finished
+
+Everything in it is written in one step or can be mended after a kill at any moment.
 """
 
 import dataclasses
 import json
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +21,24 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from hooked_ssm import HookedSSM, HookedSSMConfig
 from hooked_ssm.config import check_known
 from hooked_ssm.saving import write_atomically
 from tasks import Task
+from tasks.task import check_count
+
+CHECKPOINT = "checkpoint.safetensors"
+FILES = (
+    "config.json",
+    "metrics.jsonl",
+    CHECKPOINT,
+    "result.json",
+    "model/config.json",
+    "model/model.safetensors",
+)
+ADAMW = ("step", "exp_avg", "exp_avg_sq")  # what it keeps of every parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +73,30 @@ class TrainConfig:
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "n_test", "eval_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.n_train is not None and self.n_train < self.batch_size:
-            raise ValueError(f"n_train must be at least batch_size={self.batch_size}, got {self.n_train}.")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}.")
+            check_count(name, getattr(self, name), least=1)
+        check_count("seed", self.seed, least=0)
+        if self.n_train is not None:
+            check_count("n_train", self.n_train, least=1)
+            if self.n_train < self.batch_size:
+                raise ValueError(
+                    f"n_train must be at least batch_size={self.batch_size}, got {self.n_train}."
+                )
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, got {self.lr}.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}.")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the steps in [0, 1), got {self.warmup}.")
-        if self.model.d_vocab < max(self.task.d_vocab, self.test_task.d_vocab):
-            raise ValueError(f"the model has d_vocab={self.model.d_vocab}, the task needs {self.task.d_vocab}.")
-        if self.model.positional_embedding_type == "standard" and self.model.n_ctx < self.task.n_ctx:
+        if self.stop_at_accuracy is not None and not 0 <= self.stop_at_accuracy <= 1:
+            raise ValueError(f"stop_at_accuracy is a share of the documents, got {self.stop_at_accuracy}.")
+        d_vocab, n_ctx = (
+            max(getattr(t, n) for t in (self.task, self.test_task)) for n in ("d_vocab", "n_ctx")
+        )
+        if self.model.d_vocab < d_vocab:
+            raise ValueError(f"the model has d_vocab={self.model.d_vocab}, the task needs {d_vocab}.")
+        if self.model.positional_embedding_type == "standard" and self.model.n_ctx < n_ctx:
             raise ValueError(
-                f"the model has n_ctx={self.model.n_ctx} positions, documents have up to {self.task.n_ctx}."
+                f"the model has n_ctx={self.model.n_ctx} positions, documents have up to {n_ctx}."
             )
 
     @property
@@ -106,12 +133,13 @@ class Run:
         wanted = json.loads(json.dumps(cfg.to_json()))
         if path.exists():
             found = self._read_json("config.json")
+            if not isinstance(found, dict):
+                raise ValueError(f"{path} is not the config of a run.")
             differ = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
             if differ:
+                fields = [f"{key} (there {found.get(key)}, asked for {wanted.get(key)})" for key in differ]
                 raise ValueError(
-                    f"{self.folder} holds another run: it differs in "
-                    + "; ".join(f"{key} (there {found.get(key)}, asked for {wanted.get(key)})" for key in differ)
-                    + ". Choose another folder."
+                    f"{self.folder} holds another run, which differs in {', '.join(fields)}: choose another."
                 )
         else:
             self._write_json("config.json", wanted)
@@ -141,42 +169,44 @@ class Run:
     def log(self, record: dict[str, Any]) -> None:
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that is on the disk has its record there too
 
-    def save_checkpoint(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, **more: float) -> None:
+    def save_checkpoint(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, **more: float
+    ) -> None:
         """Weights and optimiser state after `step` steps."""
         names = {id(p): name for name, p in model.named_parameters()}
         tensors = {f"model.{name}": t.detach().contiguous() for name, t in model.state_dict().items()}
         for p, state in optimizer.state.items():
             tensors |= {f"optimizer.{names[id(p)]}.{key}": t.contiguous() for key, t in state.items()}
         metadata = {"step": str(step)} | {key: repr(value) for key, value in more.items()}
-        write_atomically(
-            self.folder / "checkpoint.safetensors", lambda path: save_file(tensors, path, metadata=metadata)
-        )
+        write_atomically(self.folder / CHECKPOINT, lambda path: save_file(tensors, path, metadata=metadata))
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         """Load the checkpoint, if there is one, and forget what was logged after it.
 
-        Returns the checkpoint's numbers: `step` (0 without a checkpoint) and what was saved with it.
+        Returns the checkpoint's numbers: `step` (0 without a checkpoint) and what was saved with it. Raises
+        ValueError for a checkpoint that is not whole or not of this model.
         """
-        path = self.folder / "checkpoint.safetensors"
+        self._remove_unfinished()
+        path = self.folder / CHECKPOINT
         numbers: dict[str, float] = {"step": 0}
         if path.exists():
-            try:
-                with safe_open(path, framework="pt") as file:
-                    numbers = {key: float(value) for key, value in (file.metadata() or {}).items()}
-                    tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            except SafetensorError as error:
-                raise ValueError(f"{path} is not a whole checkpoint (truncated or foreign): {error}") from error
-            if "step" not in numbers:
-                raise ValueError(f"{path} is not a checkpoint of a run: it does not say after which step.")
-            model.load_state_dict({k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")})
+            numbers, tensors = read_checkpoint(path, model)
+            model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
             for name, p in model.named_parameters():
-                prefix = f"optimizer.{name}."
-                optimizer.state[p] = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+                optimizer.state[p] = {key: tensors[f"optimizer.{name}.{key}"].to(p.device) for key in ADAMW}
         kept = [record for record in self._records() if record["step"] <= numbers["step"]]
         lines = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomically(self.folder / "metrics.jsonl", lambda file: file.write_text(lines))
         return numbers
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a kill left of files that were being written."""
+        for path in (self.folder / name for name in FILES):
+            for unfinished in path.parent.glob(f".{path.name}.*"):
+                unfinished.unlink(missing_ok=True)
 
     def _records(self) -> list[dict[str, Any]]:
         path = self.folder / "metrics.jsonl"
@@ -187,11 +217,37 @@ class Run:
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
         if not path.is_file():
-            raise FileNotFoundError(f"no {name} in {self.folder}: not the folder of a run, or not a finished one.")
+            raise FileNotFoundError(
+                f"no {name} in {self.folder}: not the folder of a run, or not a finished one."
+            )
         try:
             return json.loads(path.read_text())
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not JSON (truncated?): {error}") from error
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
-        write_atomically(self.folder / name, lambda path: path.write_text(json.dumps(values, indent=2) + "\n"))
+        text = json.dumps(values, indent=2) + "\n"
+        write_atomically(self.folder / name, lambda path: path.write_text(text))
+
+
+def read_checkpoint(path: Path, model: nn.Module) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Numbers and tensors of a checkpoint. Raises ValueError if it is not a whole one of this model."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole checkpoint (truncated or foreign): {error}") from error
+    if "step" not in metadata:
+        raise ValueError(f"{path} is not a checkpoint of a run: it does not say after which step.")
+    wanted = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
+    for name, p in model.named_parameters():
+        wanted |= {f"optimizer.{name}.{key}": torch.Size() if key == "step" else p.shape for key in ADAMW}
+    for name in wanted.keys() | tensors.keys():
+        should = list(wanted[name]) if name in wanted else "missing"
+        found = list(tensors[name].shape) if name in tensors else "missing"
+        if should != found:
+            raise ValueError(
+                f"{path} is a checkpoint of another model: {name} should be {should}, is {found}."
+            )
+    return {key: float(value) for key, value in metadata.items()}, tensors

@@ -38,7 +38,8 @@ def train(cfg: TrainConfig, folder: str | Path, *, progress: bool = True) -> Run
     documents = TrainingDocuments(cfg)
     test = cfg.test_task.sample(cfg.n_test, generator=cfg.seed + TEST_SEED_OFFSET, split="test")
     started = time.perf_counter()
-    record: dict[str, Any] = dict(run.metrics().iloc[-1]) if step else {}
+    tested = run.metrics()
+    record: dict[str, Any] = dict(tested.iloc[-1]) if len(tested) else {}
 
     with progress_bar(disable=not progress) as bar:
         name = f"{cfg.model.mixer_list[-1].name} d={cfg.model.d_model}"
@@ -80,6 +81,7 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 
 def supervised_loss(model: HookedSSM, docs: Documents) -> Float[Tensor, ""]:
     """Mean cross entropy where labels are; nothing is computed after the last one."""
+    docs = docs.to(model.W_E.device)
     needed = int((docs.labels != IGNORE).any(0).nonzero().max()) + 1
     labels = docs.labels[:, :needed]
     supervised = labels != IGNORE
@@ -92,7 +94,7 @@ def evaluate(model: HookedSSM, docs: Documents, batch_size: int = 64) -> dict[st
     """Accuracy (arg max of the full vocabulary), loss and probability of the answers."""
     correct, logprob = [], []
     for start in range(0, len(docs), batch_size):
-        part = docs[start : start + batch_size]
+        part = docs[start : start + batch_size].to(model.W_E.device)
         needed = int(part.answer_pos.max()) + 1
         logits = model(part.tokens[:, :needed], logit_positions=part.answer_pos)
         correct.append(part.is_correct(logits))
@@ -126,8 +128,13 @@ class TrainingDocuments:
 
 def summary(cfg: TrainConfig, record: dict[str, Any], test: Documents) -> dict[str, Any]:
     heuristics = {name: float(p.double().mean()) for name, p in cfg.test_task.heuristics(test).items()}
-    machine = {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads()}
-    return {**{key: float(value) for key, value in record.items()}, "heuristics": heuristics, **machine}
+    return {
+        **{key: float(value) for key, value in record.items()},
+        "heuristics": heuristics,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def progress_bar(**options: Any) -> Progress:

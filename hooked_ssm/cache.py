@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.model_bridge.generalized_components.ssm_protocol import find_ssm_mixer
-from transformer_lens.utilities import get_act_name
+from transformer_lens.utilities.components_utils import get_act_name
 
 
 class HookedCache(ActivationCache):
@@ -16,6 +16,8 @@ class HookedCache(ActivationCache):
     `cache["blocks.0.hook_attn_out"]`, `cache["attn_out", 0]` and `cache["blocks.0.hook_mixer_out"]` are one
     tensor. A name that no hook has, or that this run did not cache, raises a KeyError that says which.
     """
+
+    model: Any
 
     def __getitem__(self, key: Any) -> Tensor:
         name = self._full_name(key)

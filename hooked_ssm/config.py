@@ -5,6 +5,7 @@ they read. The architecture of each layer is its entry in `mixers`; a hybrid is 
 """
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
@@ -39,8 +40,7 @@ class MixerConfig:
         """The config written by `to_dict`. Raises ValueError for an unknown mixer or option."""
         values = dict(values)
         name = values.pop("name", None)
-        if name not in MixerConfig.registry:
-            raise ValueError(f"unknown mixer {name!r}; known: {', '.join(sorted(MixerConfig.registry))}.")
+        check_known([str(name)], set(MixerConfig.registry), "known mixer")
         cls = MixerConfig.registry[name]
         check_known(values, {f.name for f in dataclasses.fields(cls)}, f"option of mixer {name!r}")
         return cls(**values)
@@ -68,7 +68,7 @@ class HookedSSMConfig(TransformerLensConfig):
 
     d_model: int
     n_layers: int
-    d_vocab: int
+    d_vocab: int  # pyright: ignore[reportGeneralTypeIssues]  # required here, optional in TransformerLens
     mixers: MixerConfig | list[MixerConfig]
     n_ctx: int = 1024
     n_heads: int = 1
@@ -95,8 +95,12 @@ class HookedSSMConfig(TransformerLensConfig):
             raise ValueError(
                 f"d_model must be a multiple of n_heads, got d_model={self.d_model}, n_heads={self.n_heads}."
             )
+        if self.d_mlp is not None and self.d_mlp < 0:
+            raise ValueError(f"d_mlp must not be negative, got {self.d_mlp}.")
         if isinstance(self.mixers, MixerConfig):
             self.mixers = [self.mixers] * self.n_layers
+        if not isinstance(self.mixers, list) or not all(isinstance(m, MixerConfig) for m in self.mixers):
+            raise TypeError(f"mixers must be a MixerConfig or a list of them, got {self.mixers!r}.")
         if len(self.mixers) != self.n_layers:
             raise ValueError(f"one mixer a layer is wanted, got {len(self.mixers)} for {self.n_layers} layers.")
         for name, allowed in (
@@ -134,7 +138,10 @@ class HookedSSMConfig(TransformerLensConfig):
         values = dict(values)
         check_known(values, {f.name for f in dataclasses.fields(cls) if f.init}, "field of HookedSSMConfig")
         values["mixers"] = [MixerConfig.from_dict(mixer) for mixer in values.get("mixers", [])]
-        values["dtype"] = getattr(torch, values.get("dtype", "float32"))
+        dtype = values.get("dtype", "float32")
+        values["dtype"] = getattr(torch, str(dtype), None)
+        if not isinstance(values["dtype"], torch.dtype):
+            raise ValueError(f"dtype must be the name of a torch dtype, such as 'float32', got {dtype!r}.")
         return cls(**values)
 
     @property
@@ -143,9 +150,9 @@ class HookedSSMConfig(TransformerLensConfig):
         return self.mixers
 
 
-def check_known(values: dict[str, Any], known: set[str], what: str) -> None:
-    """Raise ValueError if `values` has a key that is not in `known`, with the nearest known ones."""
-    for key in values:
+def check_known(names: Iterable[str], known: set[str], what: str) -> None:
+    """Raise ValueError if there is a name that is not in `known`, with the nearest known ones."""
+    for key in names:
         if key not in known:
             near = get_close_matches(key, known, n=3)
             hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {sorted(known)}."

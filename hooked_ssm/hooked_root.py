@@ -5,7 +5,7 @@ attached once even if a filter matches several of its names. `pos_slice` cuts th
 it is. `run_with_cache` gives a `HookedCache`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.utilities import Slice
+from transformer_lens.utilities.slice import Slice
 
 from hooked_ssm.cache import HookedCache
 from hooked_ssm.hooks import Hook
@@ -61,11 +61,17 @@ class HookedRoot(HookedRootModule):
                 if reason is not None:
                     raise ValueError(f"{name!r} would not fire: {reason}.")
 
-    def _matching(self, wanted: Callable[[str], bool]) -> list[str]:
+    def _matching(self, wanted: Callable[[str], Any]) -> list[str]:
         """Canonical names of the hooks that can fire and any of whose names is wanted."""
         unavailable = self.unavailable_hooks()
         names = dict.fromkeys(self.hook_aliases.get(name, name) for name in self.hook_dict if wanted(name))
         return [name for name in names if name not in unavailable]
+
+    def _matching_some(self, wanted: Callable[[str], bool]) -> list[str]:
+        matching = self._matching(wanted)
+        if not matching:
+            raise ValueError("the filter matches no hook that can fire; model.hook_table() lists all.")
+        return matching
 
     def hook_points(self) -> list[HookPoint]:
         """Every hook once, whatever its aliases."""
@@ -76,7 +82,7 @@ class HookedRoot(HookedRootModule):
             self._check_fires(name)
             super().add_hook(name, hook, *args, **kwargs)
         else:
-            for match in self._matching(name):
+            for match in self._matching_some(name):
                 super().add_hook(match, hook, *args, **kwargs)
 
     def _enable_hook_with_name(self, name: str, hook: Callable, dir: Any) -> None:
@@ -86,8 +92,30 @@ class HookedRoot(HookedRootModule):
     def _enable_hooks_for_points(
         self, hook_points: Iterable[Any], enabled: Callable[[str], bool], hook: Callable, dir: Any
     ) -> None:
-        for name in self._matching(enabled):
+        for name in self._matching_some(enabled):
             super()._enable_hook_with_name(name, hook, dir)
+
+    def run_with_hooks(
+        self,
+        *args: Any,
+        fwd_hooks: Sequence[tuple[Any, Callable]] = (),
+        bwd_hooks: Sequence[tuple[Any, Callable]] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """As TransformerLens's. Raises ValueError for a hook, named, in a part that this run leaves out."""
+        start, stop = kwargs.get("start_at_layer"), kwargs.get("stop_at_layer")
+        layers = range(self.cfg.n_layers)[start:stop]
+        for name in (name for name, _ in [*fwd_hooks, *bwd_hooks] if isinstance(name, str)):
+            match self.canonical_name(name).split("."):
+                case ["blocks", layer, *_]:
+                    runs = int(layer) in layers
+                case ["ln_final", *_]:
+                    runs = stop is None
+                case _:
+                    runs = start is None
+            if not runs:
+                raise ValueError(f"{name!r} would not fire with start_at_layer={start}, stop_at_layer={stop}.")
+        return super().run_with_hooks(*args, fwd_hooks=list(fwd_hooks), bwd_hooks=list(bwd_hooks), **kwargs)
 
     def get_caching_hooks(
         self,
@@ -159,23 +187,31 @@ class HookedRoot(HookedRootModule):
 
     def set_use_attn_result(self, use: bool) -> None:
         """Whether each head's write, `hook_result`, is computed."""
-        self.cfg.use_attn_result = use
+        self._set_flag("use_attn_result", use)
 
     def set_use_split_qkv_input(self, use: bool) -> None:
         """Whether every head reads residual streams of its own for q, k and v. Not with use_attn_in."""
         if use and self.cfg.use_attn_in:
             raise ValueError("use_split_qkv_input and use_attn_in exclude each other: set the other to False first.")
-        self.cfg.use_split_qkv_input = use
+        self._set_flag("use_split_qkv_input", use)
 
     def set_use_attn_in(self, use: bool) -> None:
         """Whether every head reads a residual stream of its own. Not with use_split_qkv_input."""
         if use and self.cfg.use_split_qkv_input:
             raise ValueError("use_attn_in and use_split_qkv_input exclude each other: set the other to False first.")
-        self.cfg.use_attn_in = use
+        self._set_flag("use_attn_in", use)
 
     def set_use_hook_mlp_in(self, use: bool) -> None:
         """Whether the MLP's read of the residual stream, `hook_mlp_in`, has a hook of its own."""
-        self.cfg.use_hook_mlp_in = use
+        self._set_flag("use_hook_mlp_in", use)
+
+    def _set_flag(self, flag: str, use: bool) -> None:
+        before = getattr(self.cfg, flag)
+        setattr(self.cfg, flag, use)
+        silenced = [name for name in self.unavailable_hooks() if getattr(self.hook_dict[name], "attached")]
+        if silenced:
+            setattr(self.cfg, flag, before)
+            raise ValueError(f"{flag}={use} would silence hooks that are attached: remove them first ({silenced}).")
 
 
 def aliases_of(name: str) -> list[str]:

@@ -16,6 +16,8 @@ class Hook(HookPoint):
         another name: TransformerLens's patch setters write in place.
     """
 
+    pos_dim: int
+
     def __init__(self, shape: str, meaning: str, *, copy: bool = False):
         super().__init__()
         self.shape = shape

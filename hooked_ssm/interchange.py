@@ -8,13 +8,15 @@ named position, is replaced by the source's, and the answer's probability is rea
 1 means that this activation alone restores the clean prediction, 0 that it does nothing. A ratio of means,
 as in the paper (arXiv:2505.15105); it can leave [0, 1], and means little where its denominator is small.
 
-Works on any TransformerLens `HookedRootModule` whose hooks are [batch, pos, ...]; models that can start at
-a layer and unembed chosen positions, as `HookedSSM` can, run only what the intervention changes.
+Works on any causal TransformerLens `HookedRootModule` or bridge, at hooks that are [batch, pos, ...]. Models
+that can start at a layer and unembed chosen positions, as `HookedSSM` can, run only what an intervention
+changes.
 """
 
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,10 @@ class Interchange:
         self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
     ) -> tuple[Float[Tensor, "hook position"], Float[Tensor, "hook position"]]:
         """Low and high end of Attrib's bootstrap interval, over documents (percentiles)."""
+        if not 0 < confidence < 1 or resamples < 1:
+            raise ValueError(
+                f"confidence must be in (0, 1) and resamples at least 1, got {confidence} and {resamples}."
+            )
         n = len(self.p_clean)
         draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
         counts = torch.from_numpy(draws).to(self.prob_diff)  # [resample, doc]
@@ -99,17 +105,24 @@ def interchange(
     positions: for each name one position a document, or a mask of several that are replaced together.
     batch_size: documents at a time; all positions of a hook run as one batch of batch_size * len(positions).
 
-    Raises ValueError for documents of different lengths, hooks without a position axis in place 1 and
-    positions out of range, KeyError for unknown hooks.
+    Raises ValueError for documents of different shapes, positions or answers that do not fit them, and hooks
+    that have no position axis in second place or do not fire; KeyError for unknown hooks.
     """
-    check_same_shape(clean, corrupted)
+    check_documents(clean, corrupted, answer, answer_pos)
+    check_known_hooks(model, hooks)
+    if not hooks or not positions or batch_size < 1:
+        raise ValueError(
+            f"at least one hook, one position and a batch_size of 1 are wanted, got {len(hooks)} hooks, "
+            f"{len(positions)} positions and batch_size {batch_size}."
+        )
     masks = torch.stack([as_mask(name, where, clean.shape) for name, where in positions.items()])
     parts = []
     for start in range(0, len(clean), batch_size):
         rows = slice(start, start + batch_size)
         length = int(answer_pos[rows].max()) + 1  # a causal model reads nothing after that
         batch = _Batch(model, answer[rows], answer_pos[rows])
-        parts.append(batch.run(clean[rows, :length], corrupted[rows, :length], list(hooks), masks[:, rows, :length]))
+        inputs = clean[rows, :length], corrupted[rows, :length]
+        parts.append(batch.run(*inputs, list(hooks), masks[:, rows, :length]))
     results = [torch.cat(tensors, dim=-1) for tensors in zip(*parts, strict=True)]
     return Interchange(list(hooks), list(positions), *results)
 
@@ -120,8 +133,10 @@ class _Batch:
     def __init__(self, model: Any, answer: Tensor, answer_pos: Tensor):
         self.model, self.answer, self.answer_pos = model, answer, answer_pos
         accepted = inspect.signature(model.forward).parameters
-        self.can_start_late = "start_at_layer" in accepted
         self.can_choose_logits = "logit_positions" in accepted
+        # TransformerLens 4.3's bridges take start_at_layer too, but run every layer, the Mamba bridge all of
+        # them on the given residual stream: its logits are then wrong.
+        self.can_start_late = self.can_choose_logits and "start_at_layer" in accepted
 
     def run(self, clean: Tensor, corrupted: Tensor, hooks: list[str], masks: Tensor) -> tuple[Tensor, ...]:
         """p_clean, p_corrupted, p_patched, and the same for logits."""
@@ -132,13 +147,14 @@ class _Batch:
             wanted[name] = activation.clone()
 
         p_clean, logit_clean = self.read(clean, [(name, _with_name(keep, name)) for name in hooks])
+        check_fired(hooks, wanted)
         resid: dict[str, Tensor] = {}
 
         def keep_resid(activation: Tensor, hook: Any, name: str) -> None:
             resid[name] = activation.clone()
 
-        starts = dict.fromkeys(f"blocks.{layer}.hook_resid_pre" for name in hooks if (layer := layer_of(name)))
-        starts = starts if self.can_start_late else {}
+        layers = [layer for name in hooks if (layer := layer_of(name)) is not None]
+        starts = [f"blocks.{layer}.hook_resid_pre" for layer in dict.fromkeys(layers) if self.can_start_late]
         p_corrupted, logit_corrupted = self.read(corrupted, [(n, _with_name(keep_resid, n)) for n in starts])
 
         p_patched, logit_patched = [], []
@@ -172,7 +188,8 @@ class _Batch:
             input, options = resid[start], {"start_at_layer": int(layer or 0)}
         else:
             input, options = corrupted, {}
-        p, logit = self.read(input.repeat(cells, *[1] * (input.ndim - 1)), [(name, replace)], cells, **options)
+        copies = input.repeat(cells, *[1] * (input.ndim - 1))
+        p, logit = self.read(copies, [(name, replace)], cells, **options)
         return p.unflatten(0, (cells, -1)), logit.unflatten(0, (cells, -1))
 
     def read(
@@ -183,6 +200,9 @@ class _Batch:
         if self.can_choose_logits:
             options["logit_positions"] = where
         logits = self.model.run_with_hooks(input, fwd_hooks=fwd_hooks, **options)
+        low, high = int(answer.min()), int(answer.max())
+        if low < 0 or high >= logits.shape[-1]:
+            raise ValueError(f"answers must lie in 0..{logits.shape[-1] - 1}, got {low}..{high}.")
         if not self.can_choose_logits:
             logits = logits[torch.arange(len(logits)), where]
         at_answer = logits.gather(-1, answer[:, None])[:, 0]
@@ -206,27 +226,54 @@ def as_mask(
     docs, length = shape
     if where.dtype == torch.bool:
         if where.shape != shape:
-            raise ValueError(f"mask {name!r} must have the documents' shape {list(shape)}, got {list(where.shape)}.")
+            raise ValueError(
+                f"mask {name!r} must have the documents' shape {list(shape)}, got {list(where.shape)}."
+            )
         return where
-    if where.shape != (docs,):
-        raise ValueError(f"positions {name!r} must be one a document, [{docs}], got {list(where.shape)}.")
-    if int(where.min()) < 0 or int(where.max()) >= length:
-        raise ValueError(
-            f"positions {name!r} must lie in 0..{length - 1}, got {int(where.min())}..{int(where.max())}."
-        )
+    check_one_a_document(name, where, docs, length)
     return torch.arange(length, device=where.device) == where[:, None]
 
 
-def check_same_shape(clean: Tensor, corrupted: Tensor) -> None:
+def check_one_a_document(name: str, where: Tensor, docs: int, length: int) -> None:
+    if where.shape != (docs,):
+        raise ValueError(f"positions {name!r} must be one a document, [{docs}], got {list(where.shape)}.")
+    low, high = int(where.min()), int(where.max())
+    if low < 0 or high >= length:
+        raise ValueError(f"positions {name!r} must lie in 0..{length - 1}, got {low}..{high}.")
+
+
+def check_documents(clean: Tensor, corrupted: Tensor, answer: Tensor, answer_pos: Tensor) -> None:
     if clean.shape != corrupted.shape:
         raise ValueError(
-            f"clean and corrupted documents must have one shape, got {list(clean.shape)} and {list(corrupted.shape)}."
+            "clean and corrupted documents must have one shape, got "
+            f"{list(clean.shape)} and {list(corrupted.shape)}."
         )
+    if clean.ndim != 2 or 0 in clean.shape:
+        raise ValueError(
+            f"documents must be [doc, pos] with at least one of each, got shape {list(clean.shape)}."
+        )
+    check_one_a_document("answer_pos", answer_pos, *clean.shape)
+    if answer.shape != answer_pos.shape:
+        raise ValueError(f"answer must be one a document, [{len(clean)}], got {list(answer.shape)}.")
+
+
+def check_known_hooks(model: Any, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in model.hook_dict:
+            near = get_close_matches(name, model.hook_dict, n=3, cutoff=0.6)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "model.hook_dict has all."
+            raise KeyError(f"no hook named {name!r}; {hint}")
+
+
+def check_fired(names: Sequence[str], fired: Mapping[str, Tensor]) -> None:
+    silent = [name for name in names if name not in fired]
+    if silent:
+        raise ValueError(f"{' and '.join(map(repr, silent))} did not fire as the model is set.")
 
 
 def check_positions_second(name: str, hook: Any, activation: Tensor, shape: torch.Size) -> None:
     if getattr(hook, "pos_dim", None) not in (None, 1) or activation.shape[:2] != shape:
         raise ValueError(
-            f"{name!r} has no position axis in second place (its shape is {list(activation.shape)} for documents "
-            f"{list(shape)}), so that it cannot be replaced at a position."
+            f"{name!r} has no position axis in second place (its shape is {list(activation.shape)} for "
+            f"documents {list(shape)}), so that it cannot be replaced at a position."
         )

@@ -1,6 +1,7 @@
 """HookedSSM: embedding, blocks, final norm, unembedding, and the surface that TransformerLens's tools use."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,7 +38,7 @@ class HookedSSM(HookedRoot, Text):
 
     def __init__(self, cfg: HookedSSMConfig, tokenizer: Any = None):
         super().__init__()
-        self.cfg = cfg
+        self.cfg = cfg = copy.copy(cfg)  # its flags are this model's own
         self.tokenizer = tokenizer
         with _seeded(cfg.seed):
             self.embed = Embed(cfg)
@@ -74,6 +75,9 @@ class HookedSSM(HookedRoot, Text):
 
         Raises ValueError or TypeError for inputs of the wrong shape or dtype and tokens out of range.
         """
+        for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
+            if layer is not None and abs(layer) > self.cfg.n_layers:
+                raise ValueError(f"{name} must be within {self.cfg.n_layers} layers, got {layer}.")
         if start_at_layer is None:
             tokens = self._check_tokens(input)
             resid = self._embed(tokens, 0)
@@ -91,6 +95,8 @@ class HookedSSM(HookedRoot, Text):
             raise ValueError(f"return_type must be 'logits', 'loss', 'both' or None, got {return_type!r}.")
         if tokens is None or logit_positions is not None:
             raise ValueError("a loss needs tokens and all logits: leave out start_at_layer and logit_positions.")
+        if tokens.shape[1] < 2:
+            raise ValueError(f"a next-token loss needs documents of 2 tokens or more, got {tokens.shape[1]}.")
         logits = self._logits(resid, None)
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
         return (logits, loss) if return_type == "both" else loss
@@ -105,6 +111,11 @@ class HookedSSM(HookedRoot, Text):
 
         Any number of tokens at a time; `state=None` starts a document. All hooks fire, at these positions.
         """
+        if self.cfg.use_split_qkv_input or self.cfg.use_attn_in:
+            raise ValueError(
+                "inputs split by head work on whole documents, not step by step: call "
+                "set_use_split_qkv_input(False) and set_use_attn_in(False) first."
+            )
         tokens = self._check_tokens(tokens)
         start = 0 if state is None else state.length
         resid, layers = self._through(
@@ -125,10 +136,14 @@ class HookedSSM(HookedRoot, Text):
     ) -> Any:
         """Continue documents of equal length, one token at a time, through the recurrent state.
 
-        temperature 0 is greedy. `stop_at`: a token after which a document only repeats it. Text in, text out.
+        temperature 0 is greedy. `stop_at`: a token after which a document only repeats it. Text in, text out,
+        with its special tokens.
         """
-        is_text = not isinstance(input, Tensor)
         tokens = self._check_tokens(input)
+        if isinstance(input, list):
+            lengths = [self.to_tokens(text).shape[1] for text in input]
+            if len(set(lengths)) > 1:
+                raise ValueError(f"texts to continue must have one number of tokens, got {lengths}.")
         last = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
         logits, state = self.step(tokens, logit_positions=last)
         for new in range(max_new_tokens):
@@ -139,7 +154,10 @@ class HookedSSM(HookedRoot, Text):
             if new + 1 == max_new_tokens or (stop_at is not None and bool((following == stop_at).all())):
                 break
             logits, state = self.step(following[:, None], state, torch.zeros_like(last))
-        return self.to_string(tokens) if is_text else tokens
+        if isinstance(input, Tensor):
+            return tokens
+        texts = self.to_string(tokens)
+        return texts[0] if isinstance(input, str) else texts
 
     def _embed(self, tokens: Int[Tensor, "batch pos"], start: int) -> Float[Tensor, "batch pos d_model"]:
         resid = self.hook_embed(self.embed(tokens))
@@ -158,6 +176,8 @@ class HookedSSM(HookedRoot, Text):
         return resid, after
 
     def _logits(self, resid: Tensor, positions: Tensor | None) -> Tensor:
+        if positions is not None:
+            self._check_positions(positions, resid.shape[:2])
         final = self.ln_final(resid)
         if positions is not None:
             if positions.dtype == torch.bool:
@@ -165,6 +185,19 @@ class HookedSSM(HookedRoot, Text):
             else:
                 final = final[torch.arange(len(final), device=final.device), positions]
         return final @ self.W_U
+
+    def _check_positions(self, positions: Tensor, shape: torch.Size) -> None:
+        batch, length = shape
+        is_mask = positions.dtype == torch.bool
+        if positions.shape != (shape if is_mask else shape[:1]):
+            raise ValueError(
+                f"logit_positions must be [batch={batch}] or a mask [batch={batch}, pos={length}], "
+                f"got {positions.dtype} {list(positions.shape)}."
+            )
+        if not is_mask:
+            low, high = (int(x) for x in positions.aminmax())
+            if low < 0 or high >= length:
+                raise ValueError(f"logit_positions must lie in 0..{length - 1}, got values from {low} to {high}.")
 
     def _check_tokens(self, input: Any) -> Int[Tensor, "batch pos"]:
         tokens = input if isinstance(input, Tensor) else self.to_tokens(input)
@@ -192,6 +225,12 @@ class HookedSSM(HookedRoot, Text):
         return resid
 
     # Weights ------------------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HookedSSM":
+        """What `to`, `double`, `cuda` and the like are made of: cfg says where and what the weights are."""
+        super()._apply(fn, recurse)
+        self.cfg.device, self.cfg.dtype = str(self.W_E.device), self.W_E.dtype
+        return self
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -244,13 +283,16 @@ class HookedSSM(HookedRoot, Text):
 
     def tl_parameters(self) -> dict[str, Tensor]:
         """The weights under TransformerLens's names: a mixer's under `attn`, and W_O and W_U always."""
-        weights = {name.replace(".mixer.", ".attn."): p for name, p in self.named_parameters()}
-        W_O = {f"blocks.{layer}.attn.W_O": block.mixer.W_O for layer, block in enumerate(self.blocks)}  # type: ignore
-        return {**weights, **W_O, "unembed.W_U": self.W_U}
+        weights: dict[str, Tensor] = {
+            name.replace(".mixer.", ".attn."): p for name, p in self.named_parameters()
+        }
+        for layer, block in enumerate(self.blocks):
+            weights[f"blocks.{layer}.attn.W_O"] = block.mixer.W_O  # type: ignore[assignment]
+        return {**weights, "unembed.W_U": self.W_U}
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew."""
-        with _seeded(self.cfg.seed):
+        """Draw all weights anew; with `cfg.seed`, the same ones every time."""
+        with _seeded(self.cfg.seed, self.W_E.device):
             for module in self.modules():
                 if module is not self and hasattr(module, "reset_parameters"):
                     module.reset_parameters()  # type: ignore[operator]
@@ -276,22 +318,29 @@ def sample(
     """One token a row: the most likely at temperature 0, else drawn from softmax(logits / temperature)."""
     if temperature < 0:
         raise ValueError(f"temperature must not be negative, got {temperature}.")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}.")
     if temperature == 0:
         return logits.argmax(-1)
     if top_k is not None:
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}.")
         least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
     return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
 
 
 @contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Random numbers from `seed` inside, the global state as before outside. None changes nothing."""
+def _seeded(seed: int | None, device: torch.device = torch.device("cpu")) -> Iterator[None]:
+    """Random numbers of the device from `seed` inside, their state as before outside. None changes nothing."""
     if seed is None:
         yield
         return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    # Not torch.manual_seed, which seeds every device.
+    generator = torch.default_generator
+    if device.type == "cuda":
+        generator = torch.cuda.default_generators[device.index]
+    state = generator.get_state()
+    try:
+        generator.manual_seed(seed)
         yield
+    finally:
+        generator.set_state(state)

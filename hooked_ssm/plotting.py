@@ -28,7 +28,7 @@ def heatmap(
         raise ValueError(
             f"values must be [rows, columns] = [{len(rows)}, {len(columns)}], got {list(array.shape)}."
         )
-    bound = limit or float(np.nanmax(np.abs(array))) or 1.0
+    bound = limit or float(np.abs(array[np.isfinite(array)]).max(initial=0)) or 1.0
     figure = Figure(figsize=(2.6 + 0.85 * len(columns), 1.1 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(array, cmap=matplotlib.colormaps["RdBu"], vmin=-bound, vmax=bound, aspect="auto")
@@ -36,9 +36,9 @@ def heatmap(
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
     for row, column in np.ndindex(*array.shape):
-        value = array[row, column]
+        value = float(array[row, column])
         colour = "white" if abs(value) > 0.6 * bound else "black"
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+        axes.text(column, row, fixed(value, 2), ha="center", va="center", color=colour, fontsize=9)
     axes.set_title(title, fontsize=11)
     figure.colorbar(image, ax=axes, label=label, shrink=0.9)
     return figure
@@ -59,7 +59,8 @@ def curves(
         axes.plot(xs, ys, label=name)
     for name, level in (levels or {}).items():
         axes.axhline(level, color="0.6", linestyle="--", linewidth=1)
-        axes.annotate(name, (1.0, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        right = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        axes.annotate(name, (1.0, level), fontsize=8, **right)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_title(title, fontsize=11)
@@ -67,3 +68,8 @@ def curves(
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def fixed(value: float, places: int) -> str:
+    """A number with so many decimal places, and no sign before a zero."""
+    return f"{round(value, places) + 0.0:.{places}f}"

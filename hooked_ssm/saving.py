@@ -2,7 +2,7 @@
 
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,19 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
     Raises OSError naming the folder if it cannot be written.
     """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
+        beside.touch(exist_ok=False)
     except OSError as error:
         raise OSError(f"cannot write into the folder {path.parent}: {error.strerror or error}.") from error
     try:
-        write(Path(name))
-        with open(name, "rb") as file:
+        write(beside)
+        with open(beside, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(beside, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
 
 
@@ -52,7 +52,7 @@ def load(cls: type, folder: Path, device: str | None) -> Any:
         config.device = device
     config.seed, seed = 0, config.seed  # initial weights are replaced: leave the global random state alone
     model = cls(config)
-    config.seed = seed
+    model.cfg.seed = seed
     load_weights(model, folder / WEIGHTS)
     return model
 
@@ -66,7 +66,10 @@ def read_config(path: Path) -> HookedSSMConfig:
         raise ValueError(f"{path} is not JSON (truncated?): {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f"{path} is not a config written by HookedSSM.save: it has no \"format\": \"{FORMAT}\".")
-    return HookedSSMConfig.from_json(values["config"])
+    try:
+        return HookedSSMConfig.from_json(values["config"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no config of a HookedSSM: {error}") from error
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -86,8 +89,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if missing or surplus:
         raise ValueError(f"{path} does not fit the config: missing {missing or 'nothing'}, unknown {surplus or 'nothing'}.")
     for name, tensor in wanted.items():
-        if given[name].shape != tensor.shape:
+        found = given[name]
+        if (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
             raise ValueError(
-                f"{path} does not fit the config: {name} should be {list(tensor.shape)}, is {list(given[name].shape)}."
+                f"{path} does not fit the config: {name} should be {tensor.dtype} {list(tensor.shape)}, "
+                f"is {found.dtype} {list(found.shape)}."
             )
     model.load_state_dict(given)

@@ -26,6 +26,8 @@ class Text:
             raise TypeError(f"wanted tokens [batch, pos], a text or a list of texts, got {type(input).__name__}.")
         tokenizer = self._need_tokenizer()
         texts = [input] if isinstance(input, str) else input
+        if not texts:
+            raise ValueError("wanted at least one text, got an empty list.")
         rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         prepend = self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
         if prepend and tokenizer.bos_token_id is not None:
@@ -36,7 +38,7 @@ class Text:
             raise ValueError("texts of different lengths need a tokenizer with a pad token.")
         longest = max(map(len, rows))
         rows = [row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]
-        return torch.tensor(rows, device=self.cfg.device)
+        return torch.tensor(rows, dtype=torch.long, device=self.cfg.device)
 
     def to_string(self, tokens: Any) -> str | list[str]:
         """Tokens [pos] as a text, tokens [batch, pos] as a list of texts."""

@@ -196,7 +196,7 @@ class Mamba(Mixer):
     def by_head(
         self, x: Float[Tensor, "batch pos d_inner"], B: Tensor, C: Tensor
     ) -> tuple[Float[Tensor, "batch pos d_inner"], Tensor, Tensor]:
-        """x, B, C through `hook_v`, `hook_k`, `hook_q`. B and C get a channel axis if their hooks are on."""
+        """x, B, C through `hook_v`, `hook_k`, `hook_q`. B and C get a channel axis if heads may differ in them."""
         heads = self.cfg.n_heads
         if self.hook_v.attached:
             v = self.hook_v(rearrange(x, "batch pos (head d) -> batch pos head d", head=heads))
@@ -209,7 +209,10 @@ class Mamba(Mixer):
 
     def per_channel(
         self, by_head: Float[Tensor, "batch pos head d_state"]
-    ) -> Float[Tensor, "batch pos d_inner d_state"]:
+    ) -> Float[Tensor, "batch pos d_state"] | Float[Tensor, "batch pos d_inner d_state"]:
+        """B or C by head as the scan takes it: without a channel axis where one head has all channels."""
+        if self.cfg.n_heads == 1:
+            return by_head[:, :, 0]
         return by_head.repeat_interleave(self.d_inner // self.cfg.n_heads, dim=2)
 
     def pattern_edit(

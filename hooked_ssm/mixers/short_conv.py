@@ -30,7 +30,9 @@ class ShortConv(nn.Module):
         self.hook_conv_taps = Hook(
             "batch pos tap channel", "what the token `tap` places back adds to the convolution's output"
         )
-        self.hook_conv = Hook("batch pos channel", "output of the short convolution, before the activation")
+        self.hook_conv = Hook(
+            "batch pos channel", "output of the short convolution, before the activation", copy=True
+        )
         self.reset_parameters()
 
     @torch.no_grad()

@@ -24,14 +24,20 @@ def chunked_selective_scan(
 
     `chunk` is the number of positions in a chunk; it changes no number.
     """
-    if chunk is None:
-        chunk = max(1, CHUNK_BYTES // max(1, x.shape[0] * A.numel() * x.element_size()))
+    chunk = chunk or chunk_length(x.shape[0] * A.numel() * x.element_size())
     return _ChunkedScan.apply(x, dt, A, B, C, initial, chunk, torch.is_grad_enabled())  # pyright: ignore
+
+
+def chunk_length(bytes_a_position: int) -> int:
+    """How many positions' states stay in the processor's cache."""
+    return max(1, CHUNK_BYTES // max(1, bytes_a_position))
 
 
 def make_decay(dt: Tensor, A_nd: Tensor, out: Tensor) -> None:
     """out = exp(dt A), for dt [time, batch, d_inner] and A [d_state, d_inner]."""
-    torch.mul(dt.unsqueeze(2), A_nd, out=out).exp_()
+    chunk = chunk_length(out[0].numel() * out.element_size())
+    for some_dt, some_out in zip(dt.split(chunk), out.split(chunk)):
+        torch.mul(some_dt.unsqueeze(2), A_nd, out=some_out).exp_()
 
 
 def read_states(states: Tensor, C: Tensor, out: Tensor) -> None:

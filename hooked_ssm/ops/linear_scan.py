@@ -9,6 +9,9 @@ With g_t what the loss sends to h_t directly, its total derivative runs the same
 (with conjugates where a and h are complex).
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from jaxtyping import Inexact
 from torch import Tensor
@@ -51,18 +54,16 @@ def run_scan(decay: Tensor, write: Tensor, initial: Tensor | None) -> Tensor:
     return states
 
 
-def total_gradient(grad: Tensor, decay: Tensor, set_at: Tensor | None = None) -> Tensor:
+def total_gradient(grad: Tensor, decay: Tensor, cuts: Mapping[int, Tensor] = MappingProxyType({})) -> Tensor:
     """lambda of the module docstring, as a new tensor in the memory order of `decay`.
 
-    Nothing is carried back through the entries where `set_at` is true: there h_t does not depend on h_{t-1}.
+    `cuts` gives, for some positions t, the entries where h_t does not depend on h_{t-1}.
     """
     total = torch.empty_like(decay).copy_(grad)
-    steps = list(zip(total.unbind(1), decay.conj().resolve_conj().unbind(1), strict=True))
-    cuts = [None] * len(steps) if set_at is None else set_at.unbind(1)
-    for t in range(len(steps) - 1, 0, -1):
-        (later, a), cut = steps[t], cuts[t]
-        a = a if cut is None else a.masked_fill(cut, 0)
-        steps[t - 1][0].addcmul_(a, later)
+    lambdas, decays = total.unbind(1), decay.conj().resolve_conj().unbind(1)
+    for t in range(len(lambdas) - 1, 0, -1):
+        a = decays[t].masked_fill(cuts[t], 0) if t in cuts else decays[t]
+        lambdas[t - 1].addcmul_(a, lambdas[t])
     return total
 
 
@@ -70,9 +71,13 @@ def times_previous(total: Tensor, states: Tensor, initial: Tensor | None) -> Ten
     """dL/da_t = lambda_t h_{t-1}."""
     grad_decay = torch.empty_like(total)
     torch.mul(total[:, 1:], states[:, :-1].conj(), out=grad_decay[:, 1:])
-    if total.shape[1]:
-        grad_decay[:, 0] = 0 if initial is None else total[:, 0] * initial.conj()
+    grad_decay[:, :1] = 0 if initial is None else total[:, :1] * initial.conj().unsqueeze(1)
     return grad_decay
+
+
+def times_first(total: Tensor, decay: Tensor) -> Tensor:
+    """dL/dinitial = a_0 lambda_0."""
+    return (decay[:, :1].conj() * total[:, :1]).sum(1)  # zero if there is no position
 
 
 class _LinearScan(torch.autograd.Function):
@@ -88,8 +93,4 @@ class _LinearScan(torch.autograd.Function):
         decay, states, initial = ctx.saved_tensors
         total = total_gradient(grad, decay)
         grad_decay = times_previous(total, states, initial) if ctx.needs_input_grad[0] else None
-        grad_initial = None
-        if ctx.needs_input_grad[2]:
-            has_positions = decay.shape[1] > 0
-            grad_initial = decay[:, 0].conj() * total[:, 0] if has_positions else torch.zeros_like(initial)
-        return grad_decay, total, grad_initial
+        return grad_decay, total, times_first(total, decay) if ctx.needs_input_grad[2] else None

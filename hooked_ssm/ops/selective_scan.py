@@ -95,8 +95,7 @@ def _edited(name: str, tensor: Tensor, edit: Edit | None) -> Tensor:
     returned = None if edit is None else edit(tensor)
     if returned is None:
         return tensor
-    check_edited(name, returned, tensor)
-    return returned  # pyright: ignore[reportReturnType]
+    return check_edited(name, returned, tensor)
 
 
 # The explicit path keeps the chunks' order in memory, [pos, batch, d_state, d_inner], and shows it to callers
@@ -153,7 +152,7 @@ class _Read(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         states, C = ctx.saved_tensors
-        grad_t = grad.transpose(0, 1)
+        grad_t = grad.transpose(0, 1).contiguous()
         grad_states = grad_C = None
         if ctx.needs_input_grad[0]:
             grad_states = _from_time_major(grad_t.unsqueeze(2) * _time_major(C))

@@ -19,18 +19,24 @@ The hook may also send gradient to the trajectory by another way: v may depend o
 directly. That is the gradient of the raw trajectory alone, and is not yet total. To tell the two apart,
 _Trajectory has a second output without memory of its own, `carried`, through which _Restart says which part
 of what it sends is lambda at entries nobody set; what arrives beyond that is carried back through the raw
-recurrence.
+recurrence. So a backward hook that adds to the gradient at h_t adds to every earlier one.
+
+An entry nobody set at which nothing arrives (the hook detached it, or put a constant equal to what was there)
+counts as untouched. This is where the bookkeeping ends: if a loss, or what the hook set elsewhere, also
+depends on that very entry of what was handed out, the gradients of a and w are wrong. And a backward hook
+cannot stop the gradient by zeroing it: the way to do that is to return the states detached.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from jaxtyping import Bool, Inexact
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .linear_scan import check_scan_inputs, run_scan, times_previous, total_gradient
+from .linear_scan import check_scan_inputs, run_scan, times_first, times_previous, total_gradient
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,7 @@ def scan_with_edits(
     version = None if seen.is_inference() else seen._version
     returned = edit(seen)
     values, mask = (returned.states, returned.mask) if isinstance(returned, StateEdit) else (returned, None)
-    values = seen if values is None else values
-    check_edited("states", values, seen)
+    values = seen if values is None else check_edited("states", values, seen)
     if mask is not None:
         _check_mask(mask, seen)
 
@@ -82,18 +87,17 @@ def scan_with_edits(
     set_at = None if untouched and _same_view(values, seen) else values.detach() != raw
     if mask is not None:
         set_at = mask.expand_as(values) if set_at is None else mask | set_at
-    if set_at is not None and not set_at.any():
-        set_at = None
+    cuts = {} if set_at is None else _by_position(set_at)
 
     if not values.requires_grad:
         carried = carried.detach()
-    states = _Restart.apply(values, carried, decay.detach(), write.detach(), set_at)
-    memo.keep(raw, raw if set_at is None else states.detach())  # pyright: ignore[reportAttributeAccessIssue]
+    states = _Restart.apply(values, carried, decay.detach(), write.detach(), set_at, cuts)
+    memo.keep(raw, states.detach() if cuts else raw)  # pyright: ignore[reportAttributeAccessIssue]
     return states  # pyright: ignore[reportReturnType]
 
 
-def check_edited(name: str, returned: object, handed: Tensor) -> None:
-    """Raises unless what a hook returned can stand in for the tensor it was handed."""
+def check_edited(name: str, returned: object, handed: Tensor) -> Tensor:
+    """What a hook returned, if it can stand in for the tensor it was handed; raises if not."""
     if not isinstance(returned, Tensor):
         raise TypeError(f"a hook on the {name} must return a tensor or None, got {type(returned).__name__}.")
     if returned.shape != handed.shape:
@@ -105,6 +109,7 @@ def check_edited(name: str, returned: object, handed: Tensor) -> None:
             f"a hook on the {name} must return dtype {handed.dtype} on {handed.device}, "
             f"got {returned.dtype} on {returned.device}."
         )
+    return returned
 
 
 def _check_mask(mask: object, seen: Tensor) -> None:
@@ -122,6 +127,12 @@ def _check_mask(mask: object, seen: Tensor) -> None:
 def _same_view(one: Tensor, other: Tensor) -> bool:
     """Do they show the same memory in the same order? (A module's backward hooks wrap a tensor in a view.)"""
     return one.data_ptr() == other.data_ptr() and one.stride() == other.stride() and one.shape == other.shape
+
+
+def _by_position(set_at: Tensor) -> dict[int, Tensor]:
+    """Of the mask [batch, pos, ...], the positions where anything is set."""
+    anything = set_at.any(dim=tuple(dim for dim in range(set_at.ndim) if dim != 1)).tolist()
+    return {t: cut for t, cut in enumerate(set_at.unbind(1)) if anything[t]}
 
 
 class _Memo:
@@ -156,17 +167,13 @@ class _Trajectory(torch.autograd.Function):
             return None, None, None, None
         decay, initial = ctx.saved_tensors
         raw, final = ctx.memo.recall()
+        parts = [] if carried is None else [(carried, final)]
         further = through_hook if carried is None else _beyond(through_hook, carried)
-        total = grad_decay = None
-        if carried is not None:
-            total, grad_decay = carried, times_previous(carried, final, initial)
         if further is not None:
-            further = total_gradient(further, decay)
-            further_decay = times_previous(further, raw, initial)
-            total = further if total is None else total + further
-            grad_decay = further_decay if grad_decay is None else grad_decay.add_(further_decay)
-        grad_initial = decay[:, 0].conj() * total[:, 0] if ctx.needs_input_grad[2] else None
-        return grad_decay, total, grad_initial, None
+            parts.append((total_gradient(further, decay), raw))
+        total = reduce(torch.add, (total for total, _ in parts))
+        grad_decay = reduce(torch.add, (times_previous(total, states, initial) for total, states in parts))
+        return grad_decay, total, times_first(total, decay) if ctx.needs_input_grad[2] else None, None
 
 
 def _beyond(through_hook: Tensor, carried: Tensor) -> Tensor | None:
@@ -180,27 +187,28 @@ def _beyond(through_hook: Tensor, carried: Tensor) -> Tensor | None:
 
 class _Restart(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, carried, decay, write, set_at):
-        ctx.save_for_backward(decay, set_at)
-        if set_at is None:
+    def forward(ctx, values, carried, decay, write, set_at, cuts):
+        ctx.save_for_backward(decay, set_at if cuts else None)
+        ctx.cuts = cuts
+        if not cuts:
             return values.view_as(values)
-        anything_set = set_at.transpose(0, 1).flatten(1).any(1).tolist()
-        first = anything_set.index(True)
+        first = min(cuts)
         states = torch.empty_like(write)
         # As far as the first position with a set entry what came back holds: elsewhere it is the trajectory.
         states[:, : first + 1] = values[:, : first + 1]
         h = states[:, first]
-        rest = [each[:, first + 1 :].unbind(1) for each in (decay, write, values, set_at, states)]
-        for any_set, a, w, v, is_set, out in zip(anything_set[first + 1 :], *rest, strict=True):
-            h = torch.addcmul(w, a, h, out=out)
-            if any_set:
-                torch.where(is_set, v, out, out=out)
+        steps = zip(*(each.unbind(1) for each in (decay, write, values, states)), strict=True)
+        for t, (a, w, v, out) in enumerate(steps):
+            if t > first:
+                h = torch.addcmul(w, a, h, out=out)
+                if t in cuts:
+                    torch.where(cuts[t], v, out, out=out)
         return states
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         decay, set_at = ctx.saved_tensors
-        total = total_gradient(grad, decay, set_at)
+        total = total_gradient(grad, decay, ctx.cuts)
         carried = total if set_at is None else total.masked_fill(set_at, 0)
-        return total if ctx.needs_input_grad[0] else None, carried, None, None, None
+        return total if ctx.needs_input_grad[0] else None, carried, None, None, None, None

@@ -32,9 +32,9 @@ def mamba_read(cache: dict[str, Tensor], mixer: Any, matrix: Tensor | None) -> t
 class Case:
     """One mixer, as small as shows all of it.
 
-    naive: the mixer's equations written naively, one position at a time, `(mixer, u, set_state) -> quantities`: what
-        every hook of the mixer carries, by the hook's name in the mixer, and the output, "out". `set_state(t, h)`,
-        if given, replaces the recurrent state at t: the sequential meaning of an edit of hook_ssm_state.
+    naive: the mixer's equations written naively, one position at a time, `(mixer, u, edit) -> quantities`: what every
+        hook of the mixer carries, by the hook's name in the mixer, and the output, "out". `edit(name, t, value)`
+        gives what is computed with instead of a quantity's value at position t (for a matrix: its row t).
     read: `(quantities, mixer, compute_effective_attention's matrix or None) -> (causal matrix times values, the
         hook's value that this is)`; None where no such matrix exists.
     options: of the model's config.

@@ -7,40 +7,39 @@ from torch import Tensor
 
 from hooked_ssm.mixers import Attention
 
+Edit = Callable[[str, int, Tensor], Tensor]
 
-def attention(
-    mixer: Attention, u: Tensor, set_state: Callable[[int, Tensor], Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Every quantity that the mixer has a hook for, by the hook's name, and its output, "out"."""
-    assert set_state is None, "attention has no recurrent state"
+
+def attention(mixer: Attention, u: Tensor, edit: Edit = lambda name, t, value: value) -> dict[str, Tensor]:
+    """Every quantity that the mixer has a hook for, by the hook's name, and its output, "out".
+
+    `edit(name, t, value)` gives what is computed with instead of a quantity's value at position t.
+    """
     batch, length, _ = u.shape
     heads, _, d_head = mixer.W_Q.shape
+    found: dict[str, list[Tensor]] = {}
 
-    def project(W: Tensor, b: Tensor | None) -> Tensor:
-        per_head = [u @ W[head] + (0 if b is None else b[head]) for head in range(heads)]
-        return torch.stack(per_head, dim=2)
+    def note(name: str, t: int, value: Tensor) -> Tensor:
+        value = edit(name, t, value)
+        found.setdefault(name, []).append(value)
+        return value
 
-    q, k, v = project(mixer.W_Q, mixer.b_Q), project(mixer.W_K, mixer.b_K), project(mixer.W_V, mixer.b_V)
-    scores = u.new_full((batch, heads, length, length), -torch.inf)
-    pattern = u.new_zeros(batch, heads, length, length)
-    read = []
-    for i in range(length):
-        for head in range(heads):
-            to_past = torch.stack([(q[:, i, head] * k[:, j, head]).sum(-1) for j in range(i + 1)], dim=-1)
-            weights = torch.exp(to_past / d_head**0.5)
-            weights = weights / weights.sum(-1, keepdim=True)
-            read.append(sum(weights[:, j, None] * v[:, j, head] for j in range(i + 1)))
-            scores[:, head, i, : i + 1] = to_past.detach() / d_head**0.5
-            pattern[:, head, i, : i + 1] = weights.detach()
-    z = torch.stack(read, dim=1).unflatten(1, (length, heads))
-    result = torch.stack([z[:, :, head] @ mixer.W_O[head] for head in range(heads)], dim=2)
-    return {
-        "hook_q": q,
-        "hook_k": k,
-        "hook_v": v,
-        "hook_attn_scores": scores,
-        "hook_pattern": pattern,
-        "hook_z": z,
-        "hook_result": result,
-        "out": result.sum(2) + mixer.b_O,
-    }
+    def project(u_t: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+        return torch.stack([u_t @ W[head] + (0 if b is None else b[head]) for head in range(heads)], dim=1)
+
+    keys, values = [], []
+    for t in range(length):
+        q = note("hook_q", t, project(u[:, t], mixer.W_Q, mixer.b_Q))
+        keys.append(note("hook_k", t, project(u[:, t], mixer.W_K, mixer.b_K)))
+        values.append(note("hook_v", t, project(u[:, t], mixer.W_V, mixer.b_V)))
+        to_past = [(q * k).sum(-1) / d_head**0.5 for k in keys]
+        to_future = [u.new_full((batch, heads), -torch.inf)] * (length - len(keys))
+        scores = note("hook_attn_scores", t, torch.stack(to_past + to_future, dim=-1))
+        weights = torch.exp(scores)
+        pattern = note("hook_pattern", t, weights / weights.sum(-1, keepdim=True))
+        z = note("hook_z", t, sum(pattern[:, :, j, None] * values[j] for j in range(t + 1)))
+        by_head = torch.stack([z[:, head] @ mixer.W_O[head] for head in range(heads)], dim=1)
+        result = note("hook_result", t, by_head)
+        note("out", t, result.sum(1) + mixer.b_O)
+    matrices = ("hook_attn_scores", "hook_pattern")
+    return {name: torch.stack(each, dim=2 if name in matrices else 1) for name, each in found.items()}

@@ -7,81 +7,81 @@ from torch import Tensor
 
 from hooked_ssm.mixers import Mamba
 
+Edit = Callable[[str, int, Tensor], Tensor]
 
-def mamba(
-    mixer: Mamba, u: Tensor, set_state: Callable[[int, Tensor], Tensor] | None = None
-) -> dict[str, Tensor]:
+
+def mamba(mixer: Mamba, u: Tensor, edit: Edit = lambda name, t, value: value) -> dict[str, Tensor]:
     """Every quantity that the mixer has a hook for, by the hook's name, and its output, "out".
 
-    `set_state(t, h)` is handed the state that the recurrence has reached at position t, and returns the state
-    that is there instead.
+    `edit(name, t, value)` gives what is computed with instead of a quantity's value at position t.
     """
     batch, length, _ = u.shape
     e, n = mixer.A_log.shape
-    rank = mixer.dt_rank
-    heads = mixer.cfg.n_heads
+    rank, heads = mixer.dt_rank, mixer.cfg.n_heads
     A = -torch.exp(mixer.A_log)
-    d_conv = 0 if mixer.conv1d is None else mixer.conv1d.d_conv
-
-    x_in = u @ mixer.in_proj.weight[:e].T
-    gate = u @ mixer.in_proj.weight[e:].T
-    h = u.new_zeros(batch, e, n)
+    W_O = mixer.out_proj.weight.reshape(-1, heads, e // heads)
     found: dict[str, list[Tensor]] = {}
+
+    def note(name: str, t: int, value: Tensor) -> Tensor:
+        value = edit(name, t, value)
+        found.setdefault(name, []).append(value)
+        return value
+
+    def per_channel(by_head: Tensor) -> Tensor:
+        return torch.stack([by_head[:, channel // (e // heads)] for channel in range(e)], dim=1)
+
+    conv_in = []
+    h = u.new_zeros(batch, e, n)
     for t in range(length):
-        now = {"hook_gate": gate[:, t]}
-        c = x_in[:, t]
+        gate = note("hook_gate", t, u[:, t] @ mixer.in_proj.weight[e:].T)
+        c = u[:, t] @ mixer.in_proj.weight[:e].T
         if mixer.conv1d is not None:
-            now["hook_conv_in"] = c
+            width = mixer.conv1d.d_conv
+            conv_in.append(note("hook_conv_in", t, c))
             taps = []
-            for tau in range(d_conv):
-                before = x_in[:, t - tau] if tau <= t else torch.zeros_like(c)
-                taps.append(mixer.conv1d.weight[:, 0, d_conv - 1 - tau] * before)
-            now["hook_conv_taps"] = torch.stack(taps, dim=1)
-            c = mixer.conv1d.bias + sum(taps)
-            now["hook_conv"] = c
-        x = c * torch.sigmoid(c)
+            for tau in range(width):
+                before = conv_in[t - tau] if tau <= t else torch.zeros_like(c)
+                taps.append(mixer.conv1d.weight[:, 0, width - 1 - tau] * before)
+            taps = note("hook_conv_taps", t, torch.stack(taps, dim=1))
+            c = note("hook_conv", t, taps.sum(1) + mixer.conv1d.bias)
+        x = note("hook_x", t, c * torch.sigmoid(c))
+
         low = x @ mixer.x_proj.weight.T
-        dt = torch.log1p(torch.exp(low[:, :rank] @ mixer.dt_proj.weight.T + mixer.dt_proj.bias))
-        B, C = low[:, rank : rank + n], low[:, rank + n :]
-        decay = torch.exp(dt[:, :, None] * A)
-        write = (dt * x)[:, :, None] * B[:, None, :]
-        h = decay * h + write
-        if set_state is not None:
-            h = set_state(t, h)
-        y = (h * C[:, None, :]).sum(-1) + mixer.D * x
-        z = (y * gate[:, t] * torch.sigmoid(gate[:, t])).reshape(batch, heads, -1)
-        W_O = mixer.out_proj.weight.reshape(-1, heads, e // heads)
-        result = torch.stack([z[:, i] @ W_O[:, i].T for i in range(heads)], dim=1)
-        now |= {
-            "hook_x": x,
-            "hook_ssm_dt": dt,
-            "hook_ssm_B": B,
-            "hook_ssm_C": C,
-            "hook_ssm_decay": decay,
-            "hook_ssm_write": write,
-            "hook_ssm_state": h,
-            "hook_q": torch.stack([C] * heads, dim=1),
-            "hook_k": torch.stack([B] * heads, dim=1),
-            "hook_v": x.reshape(batch, heads, -1),
-            "hook_y": y,
-            "hook_z": z,
-            "hook_result": result,
-            "out": z.reshape(batch, e) @ mixer.out_proj.weight.T,
-        }
-        for name, value in now.items():
-            found.setdefault(name, []).append(value)
-    stacked = {name: torch.stack(values, dim=1) for name, values in found.items()}
-    if heads == e:
-        stacked["hook_pattern"] = pattern(stacked["hook_ssm_dt"], A, stacked["hook_ssm_B"], stacked["hook_ssm_C"])
-    return stacked
+        dt_before = low[:, :rank] @ mixer.dt_proj.weight.T + mixer.dt_proj.bias
+        dt = note("hook_ssm_dt", t, torch.log1p(torch.exp(dt_before)))
+        B = note("hook_ssm_B", t, low[:, rank : rank + n])
+        C = note("hook_ssm_C", t, low[:, rank + n :])
+        x = note("hook_v", t, x.reshape(batch, heads, -1)).reshape(batch, e)
+        B = per_channel(note("hook_k", t, torch.stack([B] * heads, dim=1)))
+        C = per_channel(note("hook_q", t, torch.stack([C] * heads, dim=1)))
+
+        decay = note("hook_ssm_decay", t, torch.exp(dt[:, :, None] * A))
+        write = note("hook_ssm_write", t, (dt * x)[:, :, None] * B)
+        h = note("hook_ssm_state", t, decay * h + write)
+        read = (h * C).sum(-1)
+        if heads == e:
+            now = {"dt": dt, "B": B, "C": C, "x": x}
+            for name, value in now.items():
+                found.setdefault(name, []).append(value)
+            row = pattern_row(A, found, t, length)
+            change = note("hook_pattern", t, row) - row
+            read = read + sum(change[:, :, j] * found["x"][j] for j in range(t + 1))
+        y = note("hook_y", t, read + mixer.D * x)
+
+        z = note("hook_z", t, (y * gate * torch.sigmoid(gate)).reshape(batch, heads, -1))
+        result = note("hook_result", t, torch.stack([z[:, i] @ W_O[:, i].T for i in range(heads)], dim=1))
+        note("out", t, result.sum(1))
+    by_position = {name: each for name, each in found.items() if name not in ("dt", "B", "C", "x")}
+    return {name: torch.stack(each, dim=2 if name == "hook_pattern" else 1) for name, each in by_position.items()}
 
 
-def pattern(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """M_ij = sum_n C_in exp(A_n sum_{l=j+1..i} dt_l) B_jn dt_j for every channel: [batch, channel, dest, src]."""
-    batch, length, e = dt.shape
-    M = dt.new_zeros(batch, e, length, length)
-    for i in range(length):
-        for j in range(i + 1):
-            kept = torch.exp(A * dt[:, j + 1 : i + 1].sum(1)[:, :, None])
-            M[:, :, i, j] = (C[:, None, i] * kept * B[:, None, j]).sum(-1) * dt[:, j]
-    return M
+def pattern_row(A: Tensor, past: dict[str, list[Tensor]], i: int, length: int) -> Tensor:
+    """M_ij = sum_n C_in exp(A_n sum_{l=j+1..i} dt_l) B_jn dt_j for every channel and j: [batch, channel, src]."""
+    row = []
+    for j in range(length):
+        if j > i:
+            row.append(torch.zeros_like(past["x"][0]))
+            continue
+        kept = torch.exp(A * sum(past["dt"][j + 1 : i + 1], start=torch.zeros_like(past["x"][0]))[:, :, None])
+        row.append((past["C"][i] * kept * past["B"][j]).sum(-1) * past["dt"][j])
+    return torch.stack(row, dim=-1)

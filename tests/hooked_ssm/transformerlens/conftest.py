@@ -1,18 +1,20 @@
 """Models and documents for TransformerLens's own functions: small, in float64, far from initialisation."""
 
-import os
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
-os.environ.setdefault("TQDM_DISABLE", "1")
-
-from hooked_ssm import HookedCache, HookedSSM, HookedSSMConfig, zoo  # noqa: E402
-from hooked_ssm.mixers import AttentionConfig, MambaConfig  # noqa: E402
+from hooked_ssm import HookedCache, HookedSSM, HookedSSMConfig, zoo
+from hooked_ssm.mixers import AttentionConfig, MambaConfig
 
 VOCAB, LENGTH = 11, 5
 FLAGS = ("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_attn_in")
@@ -26,7 +28,7 @@ def configs() -> dict[str, HookedSSMConfig]:
         # Heads, MLP, biases, LayerNorm throughout, learned positions.
         "attention": zoo.attention(d_model=12, n_heads=3, d_mlp=10, bias=True, **sizes),
         # Mixers only; RMSNorm in the blocks, LayerNorm before the unembedding.
-        "mamba": zoo.mamba(d_model=8, n_heads=4, d_state=3, **sizes),
+        "mamba": zoo.mamba(d_model=8, n_heads=2, d_state=3, **sizes),
         "hybrid": zoo.hybrid(d_model=8, n_heads=2, n_layers=3, **sizes),
         "hybrid with MLPs": zoo.hybrid(
             d_model=8, n_heads=2, d_mlp=6, final_norm="RMS", tie_embeddings=False, d_conv=3, **sizes
@@ -64,6 +66,11 @@ class Case:
     clean: Tensor
     corrupted: Tensor
     readout: Tensor
+
+    def first(self, length: int) -> "Case":
+        """The case with documents cut off."""
+        parts = self.clean[:, :length], self.corrupted[:, :length], self.readout[:length]
+        return Case(self.model, *parts)
 
     def metric(self, logits: Tensor) -> Tensor:
         """A number that every logit at every position moves: nothing that a patch does is invisible to it."""
@@ -129,3 +136,26 @@ def ssm_case(request: pytest.FixtureRequest) -> Iterator[Case]:
 def mlp_case(request: pytest.FixtureRequest) -> Iterator[Case]:
     """A model with neurons."""
     yield from _checked(request.param)
+
+
+@pytest.fixture
+def rebuilt() -> Callable[..., Case]:
+    """A case whose model has some fields of its config changed."""
+
+    def rebuild(name: str, **changes) -> Case:
+        model = scatter(HookedSSM(dataclasses.replace(configs()[name], **changes)))
+        return dataclasses.replace(make_case(name), model=model)
+
+    return rebuild
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Words separated by spaces: a BOS token, a pad token, an unknown one, and the letters a to h."""
+    words = ["<bos>", "<pad>", "<unk>", *"abcdefgh"]
+    assert len(words) == VOCAB
+    words_to_ids = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    words_to_ids.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words_to_ids, bos_token="<bos>", pad_token="<pad>", unk_token="<unk>"
+    )

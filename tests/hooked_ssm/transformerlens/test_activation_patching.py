@@ -1,4 +1,4 @@
-"""TransformerLens's patching sweeps over whole positions: every cell is the run with that one cell replaced."""
+"""TransformerLens's sweeps over whole positions: every cell is the run with that one position replaced."""
 
 import pandas as pd
 import pytest
@@ -86,7 +86,8 @@ def test_results_by_document_carry_their_baseline(case):
         corrupted = case.per_document(case.model(case.corrupted)).float()
         clean = case.per_document(case.model(case.clean)).float()
         patched = case.model.run_with_hooks(
-            case.corrupted, fwd_hooks=[("blocks.1.hook_resid_pre", replace_position(cache["resid_pre", 1], 3))]
+            case.corrupted,
+            fwd_hooks=[("blocks.1.hook_resid_pre", replace_position(cache["resid_pre", 1], 3))],
         )
     torch.testing.assert_close(result.baseline, corrupted, **CLOSE)
     torch.testing.assert_close(result.values[1, 3], case.per_document(patched).float(), **CLOSE)
@@ -103,7 +104,9 @@ def test_several_metrics_share_one_sweep(case):
     cache = case.clean_cache
     metrics = {"all": case.per_document, "last": lambda logits: logits[:, -1, 0]}
     result = patching.get_act_patch_attn_out(case.model, case.corrupted, cache, metrics, reduce="mean")
-    torch.testing.assert_close(result["all"].values[:, POSITIONS], by_hand(case, cache, "hook_mixer_out"), **CLOSE)
+    torch.testing.assert_close(
+        result["all"].values[:, POSITIONS], by_hand(case, cache, "hook_mixer_out"), **CLOSE
+    )
     with torch.no_grad():
         hook = "blocks.0.hook_mixer_out", replace_position(cache["attn_out", 0], 1)
         logits = case.model.run_with_hooks(case.corrupted, fwd_hooks=[hook])
@@ -111,12 +114,15 @@ def test_several_metrics_share_one_sweep(case):
 
 
 def test_block_every_by_document_names_its_parts(case):
+    case = case.first(4)
     cache = case.clean_cache
     result = patching.get_act_patch_block_every(
         case.model, case.corrupted, cache, case.per_document, reduce="none", baseline=True
     )
     assert result.patch_type_names == ["resid_pre", "attn_out", "mlp_out"]
-    torch.testing.assert_close(result.mean()[1][:, POSITIONS], by_hand(case, cache, "hook_mixer_out"), **CLOSE)
+    torch.testing.assert_close(
+        result.mean()[1][:, POSITIONS], by_hand(case, cache, "hook_mixer_out"), **CLOSE
+    )
 
 
 def test_a_model_in_training_mode_is_refused(case):

@@ -45,7 +45,9 @@ def test_block_level_shorthands_reach_ssm_quantities(ssm_case):
 
 def test_an_activation_that_was_not_kept_raises_and_says_so(case):
     cache = case.cached(case.clean, names_filter="hook_embed")
-    with pytest.raises(KeyError, match="'blocks.0.mixer.hook_z' is a hook of this model, but this cache does not"):
+    with pytest.raises(
+        KeyError, match="'blocks.0.mixer.hook_z' is a hook of this model, but this cache does not"
+    ):
         cache["z", 0]
 
 

@@ -39,17 +39,20 @@ def cell(case, cache, letter, layer, *index):
 def cells(case):
     """Some (layer, position, head)."""
     cfg = case.model.cfg
-    return [(layer, pos, head) for layer in range(cfg.n_layers) for pos, head in ((1, 0), (3, cfg.n_heads - 1))]
+    within = (1, 0), (3, cfg.n_heads - 1)
+    return [(layer, pos, head) for layer in range(cfg.n_layers) for pos, head in within]
 
 
 @pytest.mark.parametrize("letter", BY_POSITION)
 def test_every_cell_is_the_run_with_one_head_replaced_at_one_position(case, letter):
+    case = case.first(4)
     cache = case.clean_cache
     swept = BY_POSITION[letter](case.model, case.corrupted, cache, case.metric)
     for layer, pos, head in cells(case):
         expected = cell(case, cache, letter, layer, pos, head)
         assert float(swept[layer, pos, head]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    assert ((swept - case.measure([])).abs().amax(dim=(1, 2)) > 1e-3).all(), "a layer in which no patch does anything"
+    effects = (swept - case.measure([])).abs().amax(dim=(1, 2))
+    assert (effects > 1e-3).all(), "a layer in which no patch does anything"
 
 
 @pytest.mark.parametrize("letter", ALL_POSITIONS)
@@ -81,21 +84,17 @@ def test_patterns_by_head_and_destination(pattern_case):
 
 
 def test_patterns_by_head_destination_and_source(pattern_case):
-    case, length = pattern_case, 3
-    cache = case.cached(case.clean[:, :length])
-    corrupted, readout = case.corrupted[:, :length], case.readout[:length]
+    case = pattern_case.first(3)
+    cache = case.clean_cache
     swept = patching.get_act_patch_attn_head_pattern_dest_src_pos(
-        case.model, corrupted, cache, lambda logits: (logits * readout).sum()
+        case.model, case.corrupted, cache, case.metric
     )
-    assert swept.shape == (case.model.cfg.n_layers, case.model.cfg.n_heads, length, length)
-    name = "blocks.1.mixer.hook_pattern"
-    with torch.no_grad():
-        logits = case.model.run_with_hooks(corrupted, fwd_hooks=[(name, replace(cache[name], slice(None), 2, 2, 1))])
-        unpatched = case.model(corrupted)
-    assert float(swept[1, 2, 2, 1]) == pytest.approx(float((logits * readout).sum()), rel=1e-5, abs=1e-5)
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
-    baseline = (unpatched * readout).sum().float().expand(future.sum())
-    torch.testing.assert_close(swept[:, :, future], baseline.expand_as(swept[:, :, future]), **CLOSE)
+    assert swept.shape == (case.model.cfg.n_layers, case.model.cfg.n_heads, 3, 3)
+    expected = cell(case, cache, "pattern", 1, 2, 2, 1)
+    assert float(swept[1, 2, 2, 1]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    future = swept[:, :, torch.ones(3, 3, dtype=torch.bool).triu(1)]
+    torch.testing.assert_close(future, torch.full_like(future, case.measure([])), **CLOSE)
+    assert (swept - case.measure([])).abs().max() > 1e-3
 
 
 def test_every_kind_of_head_patch_by_head(pattern_case):
@@ -109,17 +108,18 @@ def test_every_kind_of_head_patch_by_head(pattern_case):
 
 
 def test_every_kind_of_head_patch_by_head_and_position(pattern_case):
-    case, cache = pattern_case, pattern_case.clean_cache
+    case = pattern_case.first(3)
+    cache = case.clean_cache
     result = patching.get_act_patch_attn_head_by_pos_every(
         case.model, case.corrupted, cache, case.per_document, reduce="none", baseline=True
     )
     assert result.patch_type_names == ["out", "q", "k", "v", "pattern"]
     means = result.mean()
     for kind, letter in enumerate("zqkv"):
-        expected = cell(case, cache, letter, 1, 3, 2)
-        assert float(means[kind, 1, 3, 2]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    expected = cell(case, cache, "pattern", 1, 2, 3)
-    assert float(means[4, 1, 3, 2]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        expected = cell(case, cache, letter, 1, 1, 2)
+        assert float(means[kind, 1, 1, 2]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    expected = cell(case, cache, "pattern", 1, 2, 1)
+    assert float(means[4, 1, 1, 2]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def test_a_mamba_whose_heads_are_groups_of_channels_says_why_it_has_no_pattern(ssm_case):

@@ -23,7 +23,9 @@ def test_every_name_of_a_hook_edits_the_same_activation(case):
 
 def test_a_filter_that_matches_several_names_attaches_once(case):
     once = case.measure([("blocks.0.mixer.hook_z", double)])
-    by_filter = case.measure([(lambda name: name.startswith("blocks.0.") and name.endswith("hook_z"), double)])
+    by_filter = case.measure(
+        [(lambda name: name.startswith("blocks.0.") and name.endswith("hook_z"), double)]
+    )
     assert by_filter == once != case.measure([])
     calls = []
     case.measure([(lambda name: True, lambda x, hook: calls.append(hook.name))])
@@ -45,7 +47,10 @@ def test_hooks_see_themselves_under_their_own_name(case):
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
-    [("blocks.0.mixer.hook_zz", "blocks.0.mixer.hook_z"), ("blocks.0.hook_resid_pree", "blocks.0.hook_resid_pre")],
+    [
+        ("blocks.0.mixer.hook_zz", "blocks.0.mixer.hook_z"),
+        ("blocks.0.hook_resid_pree", "blocks.0.hook_resid_pre"),
+    ],
 )
 def test_an_unknown_name_raises_with_the_nearest(case, wrong, right):
     ways = [
@@ -107,7 +112,12 @@ def test_caching_hooks_fill_their_dictionary_until_reset(case):
     model.zero_grad()
     reference = case.clean_cache
     torch.testing.assert_close(cache["blocks.0.attn.hook_z"], reference["z", 0], rtol=0, atol=0)
-    assert set(cache) == {"blocks.0.attn.hook_z", "blocks.0.attn.hook_z_grad", "hook_embed", "hook_embed_grad"}
+    assert set(cache) == {
+        "blocks.0.attn.hook_z",
+        "blocks.0.attn.hook_z_grad",
+        "hook_embed",
+        "hook_embed_grad",
+    }
 
 
 def test_backward_hooks_can_change_gradients(case):

@@ -140,3 +140,13 @@ def test_hooks_and_a_cache_together(case):
     assert_same(cache["attn_out", 0], torch.zeros_like(cache["attn_out", 0]))
     assert_same(cache["resid_mid", 0], cache["resid_pre", 0])
     assert not torch.equal(cache["resid_post", 1], case.clean_cache["resid_post", 1])
+
+
+def test_inference_mode_changes_nothing(case):
+    full = case.clean_cache
+    with torch.inference_mode():
+        _, cache = case.model.run_with_cache(case.clean)
+        hook = "blocks.0.hook_attn_out", lambda x, hook: x.zero_()
+        edited = case.metric(case.model.run_with_hooks(case.clean, fwd_hooks=[hook]))
+    assert all(torch.equal(cache[name], full[name]) for name in full)
+    assert float(edited) == case.measure([hook], case.clean)

@@ -1,4 +1,4 @@
-"""TransformerLens's generic sweep over quantities it has no sweep of its own for, by their block-level names."""
+"""TransformerLens's generic sweep over quantities it has no sweep of its own for, by block-level names."""
 
 import pandas as pd
 import pytest
@@ -7,7 +7,8 @@ from transformer_lens import patching
 
 from hooked_ssm.mixers import Mamba
 
-NAMES = ["conv_in", "conv_taps", "conv", "x", "gate", "ssm_dt", "ssm_B", "ssm_C", "ssm_decay", "ssm_write", "ssm_state", "y"]
+NAMES = ["conv_in", "conv_taps", "conv", "x", "gate", "y"]
+NAMES += [f"ssm_{name}" for name in ("dt", "B", "C", "decay", "write", "state")]
 
 
 def mamba_cells(model, positions):

@@ -10,6 +10,8 @@ from transformer_lens.config import TransformerLensConfig
 
 import hooked_ssm
 
+FLAGS = ("attn_result", "split_qkv_input", "hook_mlp_in", "attn_in")
+
 
 @pytest.mark.parametrize(
     "protocol", ["TransformerLensModel", "TrainableTransformerLensModel", "TransformerLensModelWithWeights"]
@@ -34,7 +36,7 @@ def test_unembedding_and_its_bias_give_the_logits_from_the_final_norm(case):
 
 @pytest.mark.parametrize(
     "flags",
-    [f for n in (1, 2) for f in combinations(("attn_result", "split_qkv_input", "hook_mlp_in", "attn_in"), n)],
+    [flags for n in (1, 2) for flags in combinations(FLAGS, n)],
     ids=" and ".join,
 )
 def test_flags_change_no_output(case, flags):
