@@ -133,8 +133,6 @@ class Run:
         wanted = json.loads(json.dumps(cfg.to_json()))
         if path.exists():
             found = self._read_json("config.json")
-            if not isinstance(found, dict):
-                raise ValueError(f"{path} is not the config of a run.")
             differ = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
             if differ:
                 fields = [f"{key} (there {found.get(key)}, asked for {wanted.get(key)})" for key in differ]
@@ -191,7 +189,7 @@ class Run:
         """
         self._remove_unfinished()
         path = self.folder / CHECKPOINT
-        numbers: dict[str, float] = {"step": 0}
+        numbers = {"step": 0.0}
         if path.exists():
             numbers, tensors = read_checkpoint(path, model)
             model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
@@ -221,9 +219,12 @@ class Run:
                 f"no {name} in {self.folder}: not the folder of a run, or not a finished one."
             )
         try:
-            return json.loads(path.read_text())
+            values = json.loads(path.read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not JSON (truncated?): {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} is not of a run: it holds no object.")
+        return values
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         text = json.dumps(values, indent=2) + "\n"
@@ -240,6 +241,10 @@ def read_checkpoint(path: Path, model: nn.Module) -> tuple[dict[str, float], dic
         raise ValueError(f"{path} is not a whole checkpoint (truncated or foreign): {error}") from error
     if "step" not in metadata:
         raise ValueError(f"{path} is not a checkpoint of a run: it does not say after which step.")
+    try:
+        numbers = {key: float(value) for key, value in metadata.items()}
+    except ValueError as error:
+        raise ValueError(f"{path} is not a checkpoint of a run: {metadata} should be numbers.") from error
     wanted = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
     for name, p in model.named_parameters():
         wanted |= {f"optimizer.{name}.{key}": torch.Size() if key == "step" else p.shape for key in ADAMW}
@@ -250,4 +255,4 @@ def read_checkpoint(path: Path, model: nn.Module) -> tuple[dict[str, float], dic
             raise ValueError(
                 f"{path} is a checkpoint of another model: {name} should be {should}, is {found}."
             )
-    return {key: float(value) for key, value in metadata.items()}, tensors
+    return numbers, tensors

@@ -39,7 +39,7 @@ def train(cfg: TrainConfig, folder: str | Path, *, progress: bool = True) -> Run
     test = cfg.test_task.sample(cfg.n_test, generator=cfg.seed + TEST_SEED_OFFSET, split="test")
     started = time.perf_counter()
     tested = run.metrics()
-    record: dict[str, Any] = dict(tested.iloc[-1]) if len(tested) else {}
+    record: dict[str, Any] = tested.iloc[-1].to_dict() if len(tested) else {}
 
     with progress_bar(disable=not progress) as bar:
         name = f"{cfg.model.mixer_list[-1].name} d={cfg.model.d_model}"

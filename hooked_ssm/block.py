@@ -13,7 +13,11 @@ from hooked_ssm.mixers.base import Mixer
 
 
 class Block(nn.Module):
-    """Pre-norm: resid_mid = resid_pre + mixer(ln1(resid_pre)); resid_post = resid_mid + mlp(ln2(resid_mid))."""
+    """Pre-norm:
+
+    resid_mid = resid_pre + mixer(ln1(resid_pre))
+    resid_post = resid_mid + mlp(ln2(resid_mid))
+    """
 
     # TransformerLens's logit lens asks whether hook_resid_post is all that a block hands on.
     hook_out_is_single_residual_stream = True
@@ -26,9 +30,11 @@ class Block(nn.Module):
         norm = NORMS[str(cfg.normalization_type)]
         resid = "batch pos d_model"
         self.hook_resid_pre = Hook(resid, "residual stream before the block", copy=True)
-        self.hook_attn_in = Hook("batch pos head d_model", "residual read by the mixer, one copy a head", copy=True)
+        self.hook_attn_in = Hook(
+            "batch pos head d_model", "residual read by the mixer, one copy a head", copy=True
+        )
         self.ln1 = norm(cfg.d_model, cfg.eps)
-        self.mixer = mixer.build(cfg)
+        self.mixer = mixer.build(cfg)  # pyright: ignore[reportAttributeAccessIssue]
         self.hook_mixer_out = Hook(resid, "what the mixer adds to the residual stream")
         self.hook_resid_mid = Hook(resid, "residual stream after the mixer")
         self.hook_mlp_in = Hook(resid, "residual read by the MLP", copy=True)

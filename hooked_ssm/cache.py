@@ -23,10 +23,10 @@ class HookedCache(ActivationCache):
         name = self._full_name(key)
         found = self._find(name)
         if found is None:
-            canonical = self.model.canonical_name(name.removesuffix("_grad"))  # raises for an unknown name
+            canonical = self.model.canonical_name(name.removesuffix("_grad"))  # raises if unknown
             raise KeyError(
-                f"{canonical!r} is a hook of this model, but this cache does not hold {name!r}: it was not in "
-                "names_filter, or it did not fire."
+                f"{canonical!r} is a hook of this model, but this cache does not hold {name!r}: it was not "
+                "in names_filter, or it did not fire."
             )
         return self.cache_dict[found]
 

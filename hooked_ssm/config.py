@@ -102,7 +102,9 @@ class HookedSSMConfig(TransformerLensConfig):
         if not isinstance(self.mixers, list) or not all(isinstance(m, MixerConfig) for m in self.mixers):
             raise TypeError(f"mixers must be a MixerConfig or a list of them, got {self.mixers!r}.")
         if len(self.mixers) != self.n_layers:
-            raise ValueError(f"one mixer a layer is wanted, got {len(self.mixers)} for {self.n_layers} layers.")
+            raise ValueError(
+                f"one mixer a layer is wanted, got {len(self.mixers)} for {self.n_layers} layers."
+            )
         for name, allowed in (
             ("normalization_type", ("LN", "RMS")),
             ("final_norm", ("LN", "RMS")),

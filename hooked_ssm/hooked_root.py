@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
@@ -42,7 +41,9 @@ class HookedRoot(HookedRootModule):
         """The hook's own name, for any of its names. Raises KeyError with the nearest names for others."""
         if name not in self.hook_dict:
             near = get_close_matches(name, self.hook_dict, n=3, cutoff=0.6)
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "model.hook_table() lists all."
+            hint = (
+                f"did you mean {' or '.join(map(repr, near))}?" if near else "model.hook_table() lists all."
+            )
             raise KeyError(f"no hook named {name!r}; {hint}")
         return self.hook_aliases.get(name, name)
 
@@ -114,7 +115,9 @@ class HookedRoot(HookedRootModule):
                 case _:
                     runs = start is None
             if not runs:
-                raise ValueError(f"{name!r} would not fire with start_at_layer={start}, stop_at_layer={stop}.")
+                raise ValueError(
+                    f"{name!r} would not fire with start_at_layer={start}, stop_at_layer={stop}."
+                )
         return super().run_with_hooks(*args, fwd_hooks=list(fwd_hooks), bwd_hooks=list(bwd_hooks), **kwargs)
 
     def get_caching_hooks(
@@ -126,7 +129,7 @@ class HookedRoot(HookedRootModule):
         cache: dict | None = None,
         pos_slice: Any = None,
     ) -> tuple[dict, list, list]:
-        """As TransformerLens's; a filter may also be a tuple or set, and the cache is keyed by the names asked for."""
+        """As TransformerLens's; a filter may also be a tuple or set. The cache has the names asked for."""
         cache = {} if cache is None else cache
         cut = Slice.unwrap(pos_slice)
         if names_filter is None:
@@ -177,7 +180,13 @@ class HookedRoot(HookedRootModule):
         for alias, name in self.hook_aliases.items():
             others.setdefault(name, []).append(alias)
         rows = [
-            (name, f"[{', '.join(hook.shape.split())}]", hook.meaning, ", ".join(others.get(name, [])), unavailable.get(name, ""))
+            (
+                name,
+                f"[{', '.join(hook.shape.split())}]",
+                hook.meaning,
+                ", ".join(others.get(name, [])),
+                unavailable.get(name, ""),
+            )
             for name, hook in self.hook_dict.items()
             if name not in self.hook_aliases and isinstance(hook, Hook)
         ]
@@ -192,13 +201,17 @@ class HookedRoot(HookedRootModule):
     def set_use_split_qkv_input(self, use: bool) -> None:
         """Whether every head reads residual streams of its own for q, k and v. Not with use_attn_in."""
         if use and self.cfg.use_attn_in:
-            raise ValueError("use_split_qkv_input and use_attn_in exclude each other: set the other to False first.")
+            raise ValueError(
+                "use_split_qkv_input and use_attn_in exclude each other: set the other to False first."
+            )
         self._set_flag("use_split_qkv_input", use)
 
     def set_use_attn_in(self, use: bool) -> None:
         """Whether every head reads a residual stream of its own. Not with use_split_qkv_input."""
         if use and self.cfg.use_split_qkv_input:
-            raise ValueError("use_attn_in and use_split_qkv_input exclude each other: set the other to False first.")
+            raise ValueError(
+                "use_attn_in and use_split_qkv_input exclude each other: set the other to False first."
+            )
         self._set_flag("use_attn_in", use)
 
     def set_use_hook_mlp_in(self, use: bool) -> None:
@@ -208,10 +221,12 @@ class HookedRoot(HookedRootModule):
     def _set_flag(self, flag: str, use: bool) -> None:
         before = getattr(self.cfg, flag)
         setattr(self.cfg, flag, use)
-        silenced = [name for name in self.unavailable_hooks() if getattr(self.hook_dict[name], "attached")]
+        silenced = [name for name in self.unavailable_hooks() if self.hook_dict[name].attached]  # type: ignore
         if silenced:
             setattr(self.cfg, flag, before)
-            raise ValueError(f"{flag}={use} would silence hooks that are attached: remove them first ({silenced}).")
+            raise ValueError(
+                f"{flag}={use} would silence hooks that are attached: remove them first ({silenced})."
+            )
 
 
 def aliases_of(name: str) -> list[str]:

@@ -68,7 +68,7 @@ class Interchange:
         draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
         counts = torch.from_numpy(draws).to(self.prob_diff)  # [resample, doc]
         ratios = (self.prob_diff @ counts.T) / ((self.p_clean - self.p_corrupted) @ counts.T)
-        tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2]).to(ratios)
+        tails = ratios.new_tensor([(1 - confidence) / 2, (1 + confidence) / 2])
         low, high = ratios.quantile(tails, dim=-1)
         return low, high
 

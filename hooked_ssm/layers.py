@@ -68,7 +68,9 @@ class PosEmbed(nn.Module):
     def forward(self, batch: int, start: int, end: int) -> Float[Tensor, "batch pos d_model"]:
         """Positions start..end-1, the same for every document: a fresh tensor, not a view of W_pos."""
         if end > len(self.W_pos):
-            raise ValueError(f"the model has n_ctx={len(self.W_pos)} learned positions, got a document of {end}.")
+            raise ValueError(
+                f"the model has n_ctx={len(self.W_pos)} learned positions, got a document of {end}."
+            )
         return self.W_pos[start:end].repeat(batch, 1, 1)
 
 

@@ -94,7 +94,9 @@ class HookedSSM(HookedRoot, Text):
         if return_type not in ("loss", "both"):
             raise ValueError(f"return_type must be 'logits', 'loss', 'both' or None, got {return_type!r}.")
         if tokens is None or logit_positions is not None:
-            raise ValueError("a loss needs tokens and all logits: leave out start_at_layer and logit_positions.")
+            raise ValueError(
+                "a loss needs tokens and all logits: leave out start_at_layer and logit_positions."
+            )
         if tokens.shape[1] < 2:
             raise ValueError(f"a next-token loss needs documents of 2 tokens or more, got {tokens.shape[1]}.")
         logits = self._logits(resid, None)
@@ -197,7 +199,9 @@ class HookedSSM(HookedRoot, Text):
         if not is_mask:
             low, high = (int(x) for x in positions.aminmax())
             if low < 0 or high >= length:
-                raise ValueError(f"logit_positions must lie in 0..{length - 1}, got values from {low} to {high}.")
+                raise ValueError(
+                    f"logit_positions must lie in 0..{length - 1}, got values from {low} to {high}."
+                )
 
     def _check_tokens(self, input: Any) -> Int[Tensor, "batch pos"]:
         tokens = input if isinstance(input, Tensor) else self.to_tokens(input)
@@ -219,8 +223,8 @@ class HookedSSM(HookedRoot, Text):
         if not isinstance(resid, Tensor) or resid.ndim != 3 or resid.shape[-1] != self.cfg.d_model:
             got = list(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
             raise ValueError(
-                f"with start_at_layer the input is a residual stream [batch, pos, d_model={self.cfg.d_model}], "
-                f"got {got}."
+                "with start_at_layer the input is a residual stream "
+                f"[batch, pos, d_model={self.cfg.d_model}], got {got}."
             )
         return resid
 
@@ -305,7 +309,7 @@ class HookedSSM(HookedRoot, Text):
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> "HookedSSM":
-        """The model saved in `folder`. Raises FileNotFoundError or ValueError saying what is wrong with it."""
+        """The model saved in `folder`. FileNotFoundError or ValueError say what is wrong with it."""
         return saving.load(cls, Path(folder), device)
 
 
@@ -329,14 +333,14 @@ def sample(
 
 
 @contextmanager
-def _seeded(seed: int | None, device: torch.device = torch.device("cpu")) -> Iterator[None]:
-    """Random numbers of the device from `seed` inside, their state as before outside. None changes nothing."""
+def _seeded(seed: int | None, device: torch.device | None = None) -> Iterator[None]:
+    """The device's (CPU's) random numbers from `seed` inside, as before outside. None changes nothing."""
     if seed is None:
         yield
         return
     # Not torch.manual_seed, which seeds every device.
     generator = torch.default_generator
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         generator = torch.cuda.default_generators[device.index]
     state = generator.get_state()
     try:

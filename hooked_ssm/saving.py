@@ -27,10 +27,12 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.touch(exist_ok=False)
+        mode = beside.stat().st_mode
     except OSError as error:
         raise OSError(f"cannot write into the folder {path.parent}: {error.strerror or error}.") from error
     try:
         write(beside)
+        beside.chmod(mode)  # safetensors' own files are for their owner alone
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -65,7 +67,7 @@ def read_config(path: Path) -> HookedSSMConfig:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON (truncated?): {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a config written by HookedSSM.save: it has no \"format\": \"{FORMAT}\".")
+        raise ValueError(f'{path} is not a config written by HookedSSM.save: it has no "format": "{FORMAT}".')
     try:
         return HookedSSMConfig.from_json(values["config"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -87,7 +89,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     given, wanted = read_tensors(path), model.state_dict()
     missing, surplus = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing or surplus:
-        raise ValueError(f"{path} does not fit the config: missing {missing or 'nothing'}, unknown {surplus or 'nothing'}.")
+        raise ValueError(
+            f"{path} does not fit the config: missing {missing or 'nothing'}, unknown {surplus or 'nothing'}."
+        )
     for name, tensor in wanted.items():
         found = given[name]
         if (found.shape, found.dtype) != (tensor.shape, tensor.dtype):

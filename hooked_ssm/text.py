@@ -22,8 +22,12 @@ class Text:
         """Text, or a list of texts (padded on the right), as tokens [batch, pos]; tokens as they are."""
         if isinstance(input, Tensor):
             return input if input.ndim == 2 else input[None]
-        if not isinstance(input, str) and not (isinstance(input, list) and all(isinstance(t, str) for t in input)):
-            raise TypeError(f"wanted tokens [batch, pos], a text or a list of texts, got {type(input).__name__}.")
+        if not isinstance(input, str) and not (
+            isinstance(input, list) and all(isinstance(t, str) for t in input)
+        ):
+            raise TypeError(
+                f"wanted tokens [batch, pos], a text or a list of texts, got {type(input).__name__}."
+            )
         tokenizer = self._need_tokenizer()
         texts = [input] if isinstance(input, str) else input
         if not texts:

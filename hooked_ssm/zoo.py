@@ -1,8 +1,8 @@
 """Presets: the configurations of the paper (arXiv:2505.15105), by name.
 
-Each takes d_model, n_layers, d_vocab, and any other field of `HookedSSMConfig` as an option; an option it does
-not have raises a ValueError. All have pre-norm blocks, a final LayerNorm and tied N(0, 0.02) embeddings. In
-the paper every architecture has two layers, and attention alone has positions.
+Each takes d_model, n_layers, d_vocab, and any other field of `HookedSSMConfig` as an option; unknown ones
+raise a ValueError. All have pre-norm blocks, a final LayerNorm and tied N(0, 0.02) embeddings. In the paper
+every architecture has two layers, and attention alone has positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,9 @@ from hooked_ssm.mixers.attention import AttentionConfig
 from hooked_ssm.mixers.mamba import MambaConfig
 
 
-def attention(*, d_model: int, n_layers: int = 2, d_vocab: int, bias: bool = False, **options: Any) -> HookedSSMConfig:
+def attention(
+    *, d_model: int, n_layers: int = 2, d_vocab: int, bias: bool = False, **options: Any
+) -> HookedSSMConfig:
     """A Transformer: one head, learned positions, LayerNorm, an MLP of 4 d_model."""
     layers = [AttentionConfig(bias=bias)] * n_layers
     defaults = {"d_mlp": 4 * d_model, "positional_embedding_type": "standard"}
@@ -40,17 +42,27 @@ def hybrid(
     *, d_model: int, n_layers: int = 2, d_vocab: int, d_conv: int = 4, **options: Any
 ) -> HookedSSMConfig:
     """Mamba and attention in turn, Mamba first: an example of a list of mixers. Not from the paper."""
-    layers = [MambaConfig(d_conv=d_conv) if layer % 2 == 0 else AttentionConfig() for layer in range(n_layers)]
+    layers = [
+        MambaConfig(d_conv=d_conv) if layer % 2 == 0 else AttentionConfig() for layer in range(n_layers)
+    ]
     return _config("hybrid", d_model, d_vocab, layers, MAMBA_STYLE | options)
 
 
 MAMBA_STYLE: dict[str, Any] = {"normalization_type": "RMS", "linear_std": None}
 
-PRESETS: dict[str, Callable[..., HookedSSMConfig]] = {"attention": attention, "mamba": mamba, "hybrid": hybrid}
+PRESETS: dict[str, Callable[..., HookedSSMConfig]] = {
+    "attention": attention,
+    "mamba": mamba,
+    "hybrid": hybrid,
+}
 
 
 def _config(
     preset: str, d_model: int, d_vocab: int, layers: Sequence[MixerConfig], options: dict[str, Any]
 ) -> HookedSSMConfig:
-    check_known(options, {field.name for field in fields(HookedSSMConfig) if field.init}, f"option of zoo.{preset}")
-    return HookedSSMConfig(d_model=d_model, n_layers=len(layers), d_vocab=d_vocab, mixers=list(layers), **options)
+    check_known(
+        options, {field.name for field in fields(HookedSSMConfig) if field.init}, f"option of zoo.{preset}"
+    )
+    return HookedSSMConfig(
+        d_model=d_model, n_layers=len(layers), d_vocab=d_vocab, mixers=list(layers), **options
+    )

@@ -25,6 +25,9 @@ class Mixer(nn.Module, ABC):
 
     W_O: Tensor
     b_O: Tensor
+    hook_q_input: Hook
+    hook_k_input: Hook
+    hook_v_input: Hook
 
     def __init__(self, cfg: HookedSSMConfig):
         super().__init__()

@@ -89,13 +89,19 @@ class Mamba(Mixer):
         self.hook_ssm_dt = Hook("batch pos d_inner", "step size dt, after softplus")
         self.hook_ssm_B = Hook("batch pos d_state", "B, where in the state x is written", copy=True)
         self.hook_ssm_C = Hook("batch pos d_state", "C, where the state is read", copy=True)
-        self.hook_ssm_decay = Hook("batch pos d_inner d_state", "exp(dt A), the share of the state that is kept")
+        self.hook_ssm_decay = Hook(
+            "batch pos d_inner d_state", "exp(dt A), the share of the state that is kept"
+        )
         self.hook_ssm_write = Hook("batch pos d_inner d_state", "(dt x) B^T, what is added to the state")
         self.hook_ssm_state = Hook("batch pos d_inner d_state", "state h; an edit is carried forward")
         self.hook_q = Hook("batch pos head d_state", "C, one copy a head", copy=True)
         self.hook_k = Hook("batch pos head d_state", "B, one copy a head", copy=True)
-        self.hook_v = Hook("batch pos head d_head", "x as it is written and skipped to y (B, C, dt keep theirs)", copy=True)
-        self.hook_pattern = Hook("batch head dest src", "the causal matrix that takes hook_v to the state's read")
+        self.hook_v = Hook(
+            "batch pos head d_head", "x as it is written and skipped to y (B, C, dt keep theirs)", copy=True
+        )
+        self.hook_pattern = Hook(
+            "batch head dest src", "the causal matrix that takes hook_v to the state's read"
+        )
         self.hook_y = Hook("batch pos d_inner", "h C + D x: the read, before the gate")
 
         self.in_proj = Linear(cfg.d_model, 2 * d_inner, bias=False, std=None)
@@ -154,7 +160,9 @@ class Mamba(Mixer):
     def selection(
         self, x: Float[Tensor, "batch pos d_inner"]
     ) -> tuple[
-        Float[Tensor, "batch pos d_inner"], Float[Tensor, "batch pos d_state"], Float[Tensor, "batch pos d_state"]
+        Float[Tensor, "batch pos d_inner"],
+        Float[Tensor, "batch pos d_state"],
+        Float[Tensor, "batch pos d_state"],
     ]:
         """dt, B and C, which depend on the input: what makes the SSM selective."""
         dt_low, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
@@ -191,12 +199,14 @@ class Mamba(Mixer):
         self, y: Float[Tensor, "batch pos d_inner"], gate: Float[Tensor, "batch pos d_inner"]
     ) -> Float[Tensor, "batch pos d_model"]:
         z = self.hook_y(y) * F.silu(gate)
-        return self.write(self.hook_z(rearrange(z, "batch pos (head d) -> batch pos head d", head=self.cfg.n_heads)))
+        return self.write(
+            self.hook_z(rearrange(z, "batch pos (head d) -> batch pos head d", head=self.cfg.n_heads))
+        )
 
     def by_head(
         self, x: Float[Tensor, "batch pos d_inner"], B: Tensor, C: Tensor
     ) -> tuple[Float[Tensor, "batch pos d_inner"], Tensor, Tensor]:
-        """x, B, C through `hook_v`, `hook_k`, `hook_q`. B and C get a channel axis if heads may differ in them."""
+        """x, B, C through `hook_v`, `hook_k`, `hook_q`. B and C get a channel axis if heads may differ."""
         heads = self.cfg.n_heads
         if self.hook_v.attached:
             v = self.hook_v(rearrange(x, "batch pos (head d) -> batch pos head d", head=heads))
@@ -220,7 +230,9 @@ class Mamba(Mixer):
     ) -> Float[Tensor, "batch pos d_inner"]:
         """What the edited pattern reads beyond the unedited one: exactly 0 if it was only looked at."""
         if state is not None:
-            raise ValueError("hook_pattern of a Mamba fires on whole documents, not when continuing from a state.")
+            raise ValueError(
+                "hook_pattern of a Mamba fires on whole documents, not when continuing from a state."
+            )
         pattern = selective_scan_matrix(dt, self.A, B, C)
         change = self.hook_pattern(pattern.clone()) - pattern
         return torch.einsum("bcij,bjc->bic", change, x)
@@ -231,7 +243,7 @@ class Mamba(Mixer):
         k_input: Float[Tensor, "batch pos head d_model"],
         v_input: Float[Tensor, "batch pos head d_model"],
     ) -> Float[Tensor, "batch pos d_model"]:
-        """C is read through q_input, B through k_input; x, its convolution, dt and the gate through v_input."""
+        """C reads q_input, B reads k_input; x, its convolution, dt and the gate read v_input."""
         batch, _, heads, _ = q_input.shape
 
         def folded(x: Tensor) -> Tensor:
@@ -239,7 +251,9 @@ class Mamba(Mixer):
 
         def own(x: Tensor) -> Tensor:
             """Of each head's copy of all channels, the channels that are the head's own."""
-            copies = rearrange(x, "(batch copy) pos (head d) -> batch pos copy head d", copy=heads, head=heads)
+            copies = rearrange(
+                x, "(batch copy) pos (head d) -> batch pos copy head d", copy=heads, head=heads
+            )
             return rearrange(copies.diagonal(dim1=2, dim2=3), "batch pos d head -> batch pos (head d)")
 
         def by_head(x: Tensor) -> Tensor:
@@ -257,7 +271,9 @@ class Mamba(Mixer):
         self, cache: ActivationCache, layer_idx: int, time_step: int | None = None
     ) -> Float[Tensor, "batch pos d_inner d_state"] | Float[Tensor, "batch d_inner d_state"]:
         """The state trajectory of a cached run, or one position of it, from the cached x, dt and B."""
-        x, dt, B = (cache[f"blocks.{layer_idx}.mixer.{name}"] for name in ("hook_x", "hook_ssm_dt", "hook_ssm_B"))
+        x, dt, B = (
+            cache[f"blocks.{layer_idx}.mixer.{name}"] for name in ("hook_x", "hook_ssm_dt", "hook_ssm_B")
+        )
         write = (dt * x).unsqueeze(-1) * B.unsqueeze(-2)
         states = linear_scan((dt.unsqueeze(-1) * self.A).exp(), write)
         return states if time_step is None else states[:, time_step]

@@ -9,7 +9,7 @@ import torch
 from transformer_lens.config import TransformerLensConfig
 
 from hooked_ssm import HookedSSM, HookedSSMConfig, MixerConfig, zoo
-from hooked_ssm.mixers import AttentionConfig, MambaConfig
+from hooked_ssm.mixers import MambaConfig
 
 TYPE_CHECK = "whilst typechecking parameter"  # jaxtyping's words, where it has been switched on and is first
 SIZES = {"d_model": 8, "n_layers": 2, "d_vocab": 5}
@@ -25,7 +25,9 @@ def config(**options) -> HookedSSMConfig:
         zoo.attention(d_model=8, d_vocab=5, n_heads=2, bias=True, seed=3),
         zoo.mamba(d_model=8, d_vocab=5, d_state=3, d_conv=0, dtype=torch.float64),
         zoo.hybrid(d_model=8, d_vocab=5, n_layers=3, tie_embeddings=False, final_norm="RMS"),
-        config(mixers=MambaConfig(dt_rank=2, dt_min=0.01, dt_max=0.2, dt_floor=0.02), eps=1e-6, linear_std=None),
+        config(
+            mixers=MambaConfig(dt_rank=2, dt_min=0.01, dt_max=0.2, dt_floor=0.02), eps=1e-6, linear_std=None
+        ),
         config(use_attn_result=True, act_fn="relu", d_mlp=7, n_ctx=9, embed_std=0.5, model_name="mine"),
     ],
 )
@@ -82,7 +84,10 @@ def test_a_mixer_config_is_frozen():
         ({"d_mlp": -4}, "d_mlp must not be negative, got -4"),
         ({"mixers": [MambaConfig()]}, "one mixer a layer is wanted, got 1 for 2 layers"),
         ({"normalization_type": None}, "normalization_type must be one of .*'RMS'.*, got None"),
-        ({"positional_embedding_type": "rotary"}, "positional_embedding_type must be .*'standard'.*, got 'rotary'"),
+        (
+            {"positional_embedding_type": "rotary"},
+            "positional_embedding_type must be .*'standard'.*, got 'rotary'",
+        ),
         ({"act_fn": "tanh"}, "act_fn must be one of .*'gelu'.*, got 'tanh'"),
     ],
 )
@@ -99,7 +104,10 @@ def test_mixers_must_be_mixer_configs(mixers):
 
 
 def test_the_final_norm_must_be_known():
-    with pytest.raises((ValueError, TypeError), match=f"final_norm must be one of .*'LN'.*, got 'BN'|{TYPE_CHECK} 'final_norm'"):
+    with pytest.raises(
+        (ValueError, TypeError),
+        match=f"final_norm must be one of .*'LN'.*, got 'BN'|{TYPE_CHECK} 'final_norm'",
+    ):
         config(final_norm="BN")
 
 
@@ -125,7 +133,10 @@ def test_mamba_refuses_heads_that_do_not_divide_its_channels():
         ({"mixers": [{"name": "mambo"}] * 2}, "'mambo' is no known mixer; did you mean 'mamba'"),
         ({"mixers": [{"name": "zzz"}] * 2}, r"'zzz' is no known mixer; known: \[.*'attention', .*'mamba'"),
         ({"mixers": [{}] * 2}, "'None' is no known mixer"),
-        ({"mixers": [{"name": "mamba", "d_stat": 4}] * 2}, "'d_stat' is no option of mixer 'mamba'; did you mean 'd_state'"),
+        (
+            {"mixers": [{"name": "mamba", "d_stat": 4}] * 2},
+            "'d_stat' is no option of mixer 'mamba'; did you mean 'd_state'",
+        ),
         ({"mixers": []}, "one mixer a layer is wanted, got 0 for 2 layers"),
         ({"dtype": "float23"}, "dtype must be the name of a torch dtype, such as 'float32', got 'float23'"),
         ({"dtype": "nn"}, "dtype must be the name of a torch dtype, such as 'float32', got 'nn'"),

@@ -22,7 +22,8 @@ from hooked_ssm.interchange import Interchange, interchange
 VOCAB, DOCS, LENGTH = 11, 5, 8
 CORRUPTED_AT = torch.tensor([1, 2, 3, 1, 2])
 ANSWER_POS = torch.tensor([5, 6, 7, 6, 5])  # a different one for every kind of document
-CELL = {"rtol": 0, "atol": 1e-12}  # for what is equal but for the order of sums, in float64
+ORDER = 1e-12  # for what is equal but for the order of sums, in float64
+CELL = {"rtol": 0, "atol": ORDER}
 SIZES = {"d_vocab": VOCAB, "n_ctx": 16, "dtype": torch.float64, "device": "cpu", "seed": 0}
 
 COMMON = ["hook_resid_pre", "hook_mixer_out", "hook_z"]
@@ -33,6 +34,7 @@ RECURRENT = [*COMMON, "hook_ssm_state"]
 class Case:
     model: Any
     hooks: list[str]
+    tolerance: float = ORDER
 
 
 def moved(model: Any) -> Any:
@@ -102,7 +104,8 @@ def case(name: str) -> Case:
             return Case(gpt2_bridge(), [f"blocks.{layer}.{n}" for layer in (0, 1) for n in names])
         case "a Mamba bridge":
             names = ["hook_resid_pre", "mixer.hook_out"]
-            return Case(mamba_bridge(), [f"blocks.{layer}.{n}" for layer in (0, 1) for n in names])
+            # transformers' scan is in single precision, whatever the weights are.
+            return Case(mamba_bridge(), [f"blocks.{layer}.{n}" for layer in (0, 1) for n in names], 1e-6)
     raise KeyError(name)
 
 
@@ -177,22 +180,22 @@ def replace_by(source: Tensor, name: str, where: Tensor) -> Any:
 @pytest.mark.parametrize("name", [*OURS, *OTHERS])
 def test_every_cell_is_a_run_with_one_hook_on_one_document(name):
     model, hooks, result = case(name).model, case(name).hooks, measured(name)
-    docs = documents()
+    docs, tolerance = documents(), case(name).tolerance
     assert result.hooks == hooks and result.positions == list(docs.positions)
     for doc in range(DOCS):
         kept: dict[str, Tensor] = {}
         p, logit = directly(model, docs.clean, [keep_in(kept, hook) for hook in hooks], doc)
-        assert float(result.p_clean[doc]) == pytest.approx(p, abs=1e-12)
-        assert float(result.logit_clean[doc]) == pytest.approx(logit, abs=1e-12)
+        assert float(result.p_clean[doc]) == pytest.approx(p, abs=tolerance)
+        assert float(result.logit_clean[doc]) == pytest.approx(logit, abs=tolerance)
         p, logit = directly(model, docs.corrupted, [], doc)
-        assert float(result.p_corrupted[doc]) == pytest.approx(p, abs=1e-12)
-        assert float(result.logit_corrupted[doc]) == pytest.approx(logit, abs=1e-12)
+        assert float(result.p_corrupted[doc]) == pytest.approx(p, abs=tolerance)
+        assert float(result.logit_corrupted[doc]) == pytest.approx(logit, abs=tolerance)
         for h, hook in enumerate(hooks):
             for w, where in enumerate(docs.positions.values()):
                 mask = where[doc] if where.dtype == torch.bool else torch.arange(LENGTH) == where[doc]
                 p, logit = directly(model, docs.corrupted, [replace_by(kept[hook], hook, mask)], doc)
-                assert float(result.p_patched[h, w, doc]) == pytest.approx(p, abs=1e-12), (hook, w, doc)
-                assert float(result.logit_patched[h, w, doc]) == pytest.approx(logit, abs=1e-12)
+                assert float(result.p_patched[h, w, doc]) == pytest.approx(p, abs=tolerance), (hook, w, doc)
+                assert float(result.logit_patched[h, w, doc]) == pytest.approx(logit, abs=tolerance)
     assert (result.p_clean - result.p_corrupted).abs().max() > 1e-2, "the corruption must matter"
     moved_by = result.prob_diff.abs().amax(-1)
     assert (moved_by[:, result.positions.index("all")] > 1e-4).all(), "every hook must matter"
@@ -216,7 +219,9 @@ def test_all_positions_of_a_residual_stream_restore_everything(name):
         h for h, hook in enumerate(result.hooks) if hook.endswith(("resid_pre", "hook_embed", "hook_total"))
     ]
     restored = result.p_patched[streams, result.positions.index("all")]
-    torch.testing.assert_close(restored, result.p_clean.expand_as(restored), **CELL)
+    torch.testing.assert_close(
+        restored, result.p_clean.expand_as(restored), rtol=0, atol=case(name).tolerance
+    )
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -261,7 +266,7 @@ def test_one_hook_is_patched_at_a_time_and_none_is_left():
     assert all(p.requires_grad for p in case(name).model.parameters())
 
 
-# What is computed from the cells ------------------------------------------------------------------------------
+# What is computed from the cells --------------------------------------------------------------------------
 
 
 def random_result(docs: int = 40, seed: int = 0) -> Interchange:
@@ -322,7 +327,7 @@ def test_the_interval_holds_attrib_repeats_and_shrinks_with_documents():
         narrow_low, narrow_high = result.interval(confidence=0.5)
         assert (low < narrow_low).all() and (narrow_high < high).all()
     widths = [high - low for low, high in (few.interval(), many.interval())]
-    # A hundred times the documents is a tenth of the width; between a fifth and a twentieth allows for chance.
+    # A hundred times the documents is a tenth of the width; a fifth to a twentieth allows for chance.
     assert (widths[0] / widths[1] > 5).all() and (widths[0] / widths[1] < 20).all()
 
 
@@ -351,33 +356,33 @@ def test_where_nothing_was_lost_attrib_is_undefined():
     assert result.gap == 0 and not np.isfinite(result.table().attrib).any()
 
 
-# What is refused ----------------------------------------------------------------------------------------------
+# What is refused ------------------------------------------------------------------------------------------
 
-# Without the shapes that the annotations would check first, as in a program that does not ask for those checks.
+# Without the checks of annotated shapes that only the test suite asks for.
 unchecked = inspect.unwrap(interchange)
+LONGER = torch.zeros(DOCS, LENGTH + 1, dtype=torch.long)
+TOO_FEW = torch.zeros(DOCS - 1, dtype=torch.long)
+TOO_SHORT = torch.ones(DOCS, LENGTH - 1, dtype=torch.bool)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"corrupted": torch.zeros(DOCS, LENGTH + 1, dtype=torch.long)}, r"one shape, got \[5, 8\] and \[5, 9\]"),
+        ({"corrupted": LONGER}, r"one shape, got \[5, 8\] and \[5, 9\]"),
         ({"positions": {"key": torch.full((DOCS,), LENGTH)}}, r"'key' must lie in 0..7, got 8..8"),
         ({"positions": {"key": torch.tensor([0, 1, -1, 2, 3])}}, r"'key' must lie in 0..7, got -1..3"),
-        ({"positions": {"key": torch.zeros(DOCS - 1, dtype=torch.long)}}, r"'key' must be one a document, \[5\], got \[4\]"),
-        (
-            {"positions": {"rest": torch.ones(DOCS, LENGTH - 1, dtype=torch.bool)}},
-            r"mask 'rest' must have the documents' shape \[5, 8\], got \[5, 7\]",
-        ),
+        ({"positions": {"key": TOO_FEW}}, r"'key' must be one a document, \[5\], got \[4\]"),
+        ({"positions": {"rest": TOO_SHORT}}, r"'rest' must have the documents' shape \[5, 8\], got \[5, 7\]"),
         ({"positions": {}}, "got 1 hooks, 0 positions"),
         ({"hooks": []}, "got 0 hooks"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"answer_pos": torch.full((DOCS,), LENGTH)}, "'answer_pos' must lie in 0..7, got 8..8"),
         ({"answer": torch.zeros(2, dtype=torch.long)}, r"answer must be one a document, \[5\], got \[2\]"),
         ({"answer": torch.full((DOCS,), VOCAB)}, "answers must lie in 0..10, got 11..11"),
-        ({"hooks": ["blocks.1.hook_pattern"]}, r"'blocks.1.hook_pattern' has no position axis in second place"),
+        ({"hooks": ["blocks.1.hook_pattern"]}, "'blocks.1.hook_pattern' has no position axis in second"),
         ({"hooks": ["blocks.0.hook_result"]}, r"would not fire.*set_use_attn_result"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_refused_with_what_was_wanted_and_what_came(changes, message):
     arguments = {"hooks": ["blocks.1.hook_resid_pre"], "function": unchecked} | changes
     with pytest.raises(ValueError, match=message):

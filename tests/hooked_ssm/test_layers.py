@@ -59,7 +59,9 @@ def test_hook_scale_is_what_the_norm_divides_by(which):
     seen: list[Tensor] = []
     hooked(norm, x, seen.append)
     centred = x - x.mean(-1, keepdim=True) if which == 0 else x
-    torch.testing.assert_close(seen[0], (centred.square().mean(-1, keepdim=True) + EPS).sqrt(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        seen[0], (centred.square().mean(-1, keepdim=True) + EPS).sqrt(), rtol=1e-14, atol=0
+    )
 
     got, wanted = hooked(norm, x, lambda scale: s), centred / s * norm.w + norm.b
     torch.testing.assert_close(got, wanted, rtol=1e-13, atol=1e-13)

@@ -72,11 +72,13 @@ def mamba(mixer: Mamba, u: Tensor, edit: Edit = lambda name, t, value: value) ->
         result = note("hook_result", t, torch.stack([z[:, i] @ W_O[:, i].T for i in range(heads)], dim=1))
         note("out", t, result.sum(1))
     by_position = {name: each for name, each in found.items() if name not in ("dt", "B", "C", "x")}
-    return {name: torch.stack(each, dim=2 if name == "hook_pattern" else 1) for name, each in by_position.items()}
+    return {
+        name: torch.stack(each, dim=2 if name == "hook_pattern" else 1) for name, each in by_position.items()
+    }
 
 
 def pattern_row(A: Tensor, past: dict[str, list[Tensor]], i: int, length: int) -> Tensor:
-    """M_ij = sum_n C_in exp(A_n sum_{l=j+1..i} dt_l) B_jn dt_j for every channel and j: [batch, channel, src]."""
+    """M_ij = sum_n C_in exp(A_n sum_{l=j+1..i} dt_l) B_jn dt_j of row i, [batch, channel, src]."""
     row = []
     for j in range(length):
         if j > i:

@@ -1,4 +1,4 @@
-"""What every mixer promises, whatever its architecture: causal, resumable, differentiable, as its equations say."""
+"""What every mixer promises: it is causal, resumable, differentiable, and what its equations say."""
 
 import pytest
 import torch
@@ -158,7 +158,7 @@ def test_every_parameter_gets_a_gradient(case):
 
 @every_mixer
 def test_reset_parameters_draws_from_the_initial_distribution(case):
-    """By the two-sample Kolmogorov-Smirnov statistic; 2.2 sqrt((n + m) / nm) is exceeded once in ten thousand."""
+    """By the two-sample Kolmogorov-Smirnov statistic: chance exceeds 2.2 sqrt(2 / n) once in ten thousand."""
 
     def draws(reset: bool, seed: int) -> list[dict[str, Tensor]]:
         torch.manual_seed(seed)

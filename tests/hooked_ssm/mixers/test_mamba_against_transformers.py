@@ -39,7 +39,14 @@ def pair(dtype: torch.dtype, d_conv: int = 4) -> tuple[HookedSSM, MambaForCausal
     """The two models with the same weights, moved away from their initial values at random."""
     torch.manual_seed(0)
     theirs = MambaForCausalLM(
-        HFConfig(hidden_size=24, num_hidden_layers=3, vocab_size=29, state_size=5, conv_kernel=d_conv, use_cache=False)
+        HFConfig(
+            hidden_size=24,
+            num_hidden_layers=3,
+            vocab_size=29,
+            state_size=5,
+            conv_kernel=d_conv,
+            use_cache=False,
+        )
     )
     cfg = zoo.mamba(d_model=24, n_layers=3, d_vocab=29, d_state=5, d_conv=d_conv, final_norm="RMS")
     ours = HookedSSM(cfg)

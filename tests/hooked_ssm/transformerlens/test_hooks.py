@@ -85,6 +85,18 @@ def test_a_hook_that_would_not_fire_raises_with_what_would_make_it(case):
                 way()
 
 
+def test_a_hook_in_a_part_that_the_run_leaves_out_raises(case):
+    resid = case.clean_cache["resid_pre", 1]
+    parts = [
+        ((resid,), {"start_at_layer": 1}, ["hook_embed", "blocks.0.attn.hook_z"]),
+        ((case.clean,), {"stop_at_layer": 1}, ["blocks.1.attn.hook_z", "ln_final.hook_scale"]),
+    ]
+    for inputs, options, names in parts:
+        for name in names:
+            with pytest.raises(ValueError, match=f"{name}.* would not fire"):
+                case.model.run_with_hooks(*inputs, fwd_hooks=[(name, double)], **options)
+
+
 def test_permanent_hooks_stay_until_they_are_removed(case):
     model, plain = case.model, case.measure([])
     model.add_perma_hook("blocks.0.attn.hook_z", double)

@@ -69,7 +69,9 @@ def test_every_hook_hands_out_memory_of_its_own(case):
     def check(activation, hook):
         storage = activation.untyped_storage()
         assert storage.data_ptr() not in weights, f"{hook.name} is a view of a weight"
-        assert storage.nbytes() == activation.numel() * activation.itemsize, f"{hook.name} is a part or expanded"
+        assert storage.nbytes() == activation.numel() * activation.itemsize, (
+            f"{hook.name} is a part or expanded"
+        )
 
     for name in firing_order(case):
         case.measure([(name, check)])
