@@ -20,8 +20,8 @@ from tasks import AssociativeRecall
 
 TASK = AssociativeRecall(n_keys=32, n_values=32, n_pairs=4)
 INTRO = (
-    f"Associative recall with {TASK.n_pairs} pairs of {TASK.n_keys} keys and {TASK.n_values} values, one query a "
-    "document. Training never repeats a document."
+    f"Associative recall with {TASK.n_pairs} pairs of {TASK.n_keys} keys and {TASK.n_values} values, one "
+    "query a document. Training never repeats a document."
 )
 
 
@@ -32,7 +32,13 @@ def demo_configs() -> dict[str, TrainConfig]:
     takes longer to leave the plateau where it answers any value of the document. Mamba wants large batches.
     """
     size = {"d_model": 64, "d_vocab": TASK.d_vocab, "n_ctx": 64, "linear_std": None, "embed_std": 0.125}
-    common = {"task": TASK, "n_train": None, "eval_every": 50, "checkpoint_every": 250, "stop_at_accuracy": 0.99}
+    common = {
+        "task": TASK,
+        "n_train": None,
+        "eval_every": 50,
+        "checkpoint_every": 250,
+        "stop_at_accuracy": 0.99,
+    }
     mamba_like = {"steps": 1500, "lr": 5e-3, "batch_size": 256, **common}
     return {
         "Attention": TrainConfig(model=zoo.attention(**size), steps=3000, lr=1e-3, batch_size=128, **common),

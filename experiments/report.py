@@ -21,19 +21,19 @@ from hooked_ssm.saving import write_atomically
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of a report."""
+    """One model of a report. heatmap, curve: pictures, as PNG files are."""
 
     name: str
     config: TrainConfig
     evaluation: Evaluation
     result: dict[str, Any]
-    heatmap: Figure
-    curve: Figure
+    heatmap: bytes
+    curve: bytes
 
 
 def entry(name: str, run: Run, evaluation: Evaluation) -> Entry:
     """A run and its evaluation with their pictures."""
-    heatmap, curve = attribution_map(name, evaluation), training_curve(name, run)
+    heatmap, curve = png(attribution_map(name, evaluation)), png(training_curve(name, run))
     return Entry(name, run.config(), evaluation, run.result(), heatmap, curve)
 
 
@@ -68,7 +68,7 @@ def write_report(title: str, intro: str, entries: list[Entry], folder: Path) -> 
     """Write report.html and one PNG a heat map into `folder`; return the page's path."""
     loader = PackageLoader("experiments")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["picture"] = lambda figure: base64.b64encode(png(figure)).decode()
+    environment.filters["picture"] = lambda data: base64.b64encode(data).decode()
     environment.filters["percent"] = lambda share: f"{share:.1%}"
     environment.filters["fixed"] = plotting.fixed
     environment.filters["short_name"] = short_name
@@ -78,9 +78,8 @@ def write_report(title: str, intro: str, entries: list[Entry], folder: Path) -> 
     path = folder / "report.html"
     write_atomically(path, lambda file: file.write_text(page))
     for item in entries:
-        picture = png(item.heatmap)
         file_name = re.sub(r"[^\w.-]+", "-", item.name.lower()) + ".png"
-        write_atomically(folder / file_name, lambda file, picture=picture: file.write_bytes(picture))
+        write_atomically(folder / file_name, lambda file, data=item.heatmap: file.write_bytes(data))
     return path
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hooked_ssm import saving
 from hooked_ssm.block import Block
 from hooked_ssm.config import HookedSSMConfig
+from hooked_ssm.generation import Generation
 from hooked_ssm.hooked_root import HookedRoot
 from hooked_ssm.hooks import Hook
 from hooked_ssm.layers import NORMS, Embed, PosEmbed, Unembed
@@ -29,7 +30,7 @@ class ModelState(NamedTuple):
     length: int
 
 
-class HookedSSM(HookedRoot, Text):
+class HookedSSM(HookedRoot, Text, Generation):
     """A stack of mixers of any architecture, all of whose activations are hook points.
 
     Starts in evaluation mode, as TransformerLens's tools want it; no part of it depends on the mode.
@@ -124,42 +125,6 @@ class HookedSSM(HookedRoot, Text):
             self._embed(tokens, start), None if state is None else state.layers, None, None
         )
         return self._logits(resid, logit_positions), ModelState(layers, start + tokens.shape[1])
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input: Any,
-        max_new_tokens: int = 10,
-        *,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        stop_at: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Any:
-        """Continue documents of equal length, one token at a time, through the recurrent state.
-
-        temperature 0 is greedy. `stop_at`: a token after which a document only repeats it. Text in, text out,
-        with its special tokens.
-        """
-        tokens = self._check_tokens(input)
-        if isinstance(input, list):
-            lengths = [self.to_tokens(text).shape[1] for text in input]
-            if len(set(lengths)) > 1:
-                raise ValueError(f"texts to continue must have one number of tokens, got {lengths}.")
-        last = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
-        logits, state = self.step(tokens, logit_positions=last)
-        for new in range(max_new_tokens):
-            following = sample(logits, temperature, top_k, generator)
-            if stop_at is not None and new > 0:
-                following = torch.where(tokens[:, -1] == stop_at, tokens[:, -1], following)
-            tokens = torch.cat([tokens, following[:, None]], dim=1)
-            if new + 1 == max_new_tokens or (stop_at is not None and bool((following == stop_at).all())):
-                break
-            logits, state = self.step(following[:, None], state, torch.zeros_like(last))
-        if isinstance(input, Tensor):
-            return tokens
-        texts = self.to_string(tokens)
-        return texts[0] if isinstance(input, str) else texts
 
     def _embed(self, tokens: Int[Tensor, "batch pos"], start: int) -> Float[Tensor, "batch pos d_model"]:
         resid = self.hook_embed(self.embed(tokens))
@@ -311,25 +276,6 @@ class HookedSSM(HookedRoot, Text):
     def load(cls, folder: str | Path, device: str | None = None) -> "HookedSSM":
         """The model saved in `folder`. FileNotFoundError or ValueError say what is wrong with it."""
         return saving.load(cls, Path(folder), device)
-
-
-def sample(
-    logits: Float[Tensor, "batch d_vocab"],
-    temperature: float,
-    top_k: int | None,
-    generator: torch.Generator | None,
-) -> Int[Tensor, " batch"]:
-    """One token a row: the most likely at temperature 0, else drawn from softmax(logits / temperature)."""
-    if temperature < 0:
-        raise ValueError(f"temperature must not be negative, got {temperature}.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}.")
-    if temperature == 0:
-        return logits.argmax(-1)
-    if top_k is not None:
-        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def heatmap(
 
 
 def curves(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    lines: Mapping[str, tuple[Sequence[int | float], Sequence[int | float]]],
     *,
     x_label: str = "step",
     y_label: str = "",

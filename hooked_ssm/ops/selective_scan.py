@@ -65,7 +65,7 @@ def selective_scan(
         states = linear_scan(decay, write, initial)
     else:
         states = scan_with_edits(decay, write, edit_state, initial)
-    return _Read.apply(states, C).to(y_dtype), states[:, -1].contiguous()  # pyright: ignore
+    return _Read.apply(states, C).to(y_dtype), states[:, -1].clone(memory_format=torch.contiguous_format)  # pyright: ignore
 
 
 def _check_shapes(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None) -> None:

@@ -1,31 +1,14 @@
 """Running a model: what it returns, what it refuses, and how its parts compose."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from hooked_ssm import HookedSSM, HookedSSMConfig, zoo
-from hooked_ssm.model import sample
+from hooked_ssm import HookedSSM
 
-D_VOCAB, N_CTX = 11, 12
+from .models import D_VOCAB, N_CTX, scattered
+
 TYPE_CHECK = "Type-check error"  # jaxtyping's words, where it has been switched on and is first
-
-
-def config(kind: str, **options) -> HookedSSMConfig:
-    sizes = {"d_model": 8, "d_vocab": D_VOCAB, "n_ctx": N_CTX, "n_heads": 2, "device": "cpu", "seed": 0}
-    return zoo.PRESETS[kind](**(sizes | options))
-
-
-def scattered(kind: str, **options) -> HookedSSM:
-    """In float64, weights far from where they start."""
-    model = HookedSSM(config(kind, dtype=torch.float64, **options))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p += 0.4 * torch.randn(p.shape, dtype=p.dtype, generator=generator)
-    return model
 
 
 @pytest.fixture(params=["attention", "mamba", "hybrid"])
@@ -206,7 +189,7 @@ def test_steps_are_refused_while_inputs_are_split_by_head(model, tokens, flag):
         model.generate(tokens)
 
 
-# Step and generate ------------------------------------------------------------------------------------
+# Step by step -----------------------------------------------------------------------------------------
 
 
 def test_steps_give_logits_where_they_are_wanted(model, tokens):
@@ -225,188 +208,3 @@ def test_a_recurrent_models_state_does_not_grow(tokens):
         return sum(tensor.numel() for layer in state.layers for tensor in layer)
 
     assert size(1) == size(3) == size(7) > 0
-
-
-@pytest.mark.parametrize("kind", ["attention", "mamba", "hybrid"])
-def test_greedy_generation_takes_the_likeliest_token_of_full_forwards(kind, tokens):
-    model, wanted = scattered(kind, tie_embeddings=False), tokens
-    for _ in range(5):
-        wanted = torch.cat([wanted, model(wanted)[:, -1:].argmax(-1)], dim=1)
-    assert torch.equal(model.generate(tokens, 5), wanted)
-    assert torch.equal(model.generate(tokens, 0), tokens)
-    assert torch.equal(model.generate(tokens, 1), wanted[:, :8])
-    assert len(wanted[:, 7:].unique()) > 1
-
-
-def test_generation_leaves_no_graph_and_no_hooks(model, tokens):
-    before = tokens.clone()
-    assert not model.generate(tokens, 2).requires_grad
-    assert torch.equal(tokens, before) and not model.list_hooks()
-
-
-def test_sampling_is_reproducible_with_a_generator(model, tokens):
-    def draw(seed: int, **options) -> torch.Tensor:
-        return model.generate(
-            tokens, 5, temperature=1.5, generator=torch.Generator().manual_seed(seed), **options
-        )
-
-    state = torch.get_rng_state()
-    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(draw(0, top_k=1), model.generate(tokens, 5))
-
-
-def test_samples_follow_the_softmax_at_the_temperature():
-    """Shares of 20 000 draws, to four standard errors of the least certain share."""
-    logits = torch.tensor([[0.3, -0.5, 1.2, 0.0]]).expand(20_000, -1)
-    generator = torch.Generator().manual_seed(0)
-    for temperature, top_k in ((0.5, None), (2.0, None), (1.0, 2), (1.0, 9)):
-        drawn = sample(logits, temperature, top_k, generator)
-        kept = logits[0].clone()
-        if top_k == 2:
-            kept[[1, 3]] = -torch.inf
-        wanted = (kept / temperature).softmax(-1)
-        shares = drawn.bincount(minlength=4) / 20_000
-        assert (shares - wanted).abs().max() < 4 * (0.25 / 20_000) ** 0.5
-        assert (shares[wanted == 0] == 0).all()
-
-
-def test_generation_stops_where_it_is_told_to(model, tokens):
-    free = model.generate(tokens, 5)[:, 7:]
-    stop = int(free[0, 1])
-    wanted = []
-    for row in free.tolist():
-        ended = row.index(stop) if stop in row else 5
-        wanted.append(row[:ended] + [stop] * (5 - ended))
-    wanted = torch.tensor(wanted)
-    all_ended = [bool((wanted[:, n] == stop).all()) for n in range(5)]
-    length = all_ended.index(True) + 1 if True in all_ended else 5
-    assert torch.equal(model.generate(tokens, 5, stop_at=stop)[:, 7:], wanted[:, :length])
-
-
-def test_generation_ends_once_every_document_has(model):
-    tokens = torch.tensor([[1, 2, 3]])
-    (token,) = model.generate(tokens, 1)[:, 3].tolist()
-    assert model.generate(tokens, 9, stop_at=token).shape == (1, 4)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"temperature": -1.0}, "temperature must not be negative, got -1.0"),
-        ({"top_k": 0}, "top_k must be at least 1, got 0"),
-        ({"temperature": 1.0, "top_k": 0}, "top_k must be at least 1, got 0"),
-    ],
-)
-def test_impossible_ways_to_sample_are_refused(model, tokens, options, message):
-    with pytest.raises(ValueError, match=message):
-        model.generate(tokens, 2, **options)
-
-
-# Weights ----------------------------------------------------------------------------------------------
-
-
-def test_accumulated_bias_is_what_a_layer_adds_to_a_stream_of_zeros():
-    """With zero weights everywhere but in the biases, the stream is the embedding and the biases so far."""
-    model = scattered("attention", tie_embeddings=False)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "b_O" not in name and "b_out" not in name:
-                p.zero_()
-    _, cache = model.run_with_cache(torch.zeros(1, 2, dtype=torch.long))
-    for layer in range(2):
-        for name, mlp_input in (("resid_pre", False), ("resid_mid", True)):
-            wanted = cache[name, layer][0, 0]
-            torch.testing.assert_close(
-                model.accumulated_bias(layer, mlp_input=mlp_input), wanted, rtol=1e-14, atol=0
-            )
-    torch.testing.assert_close(
-        model.accumulated_bias(2), cache["resid_post", 1][0, 0], rtol=1e-14, atol=1e-15
-    )
-    mixers_only = model.blocks[0].mixer.b_O + model.blocks[1].mixer.b_O
-    assert torch.equal(model.accumulated_bias(2, include_mlp_biases=False), mixers_only)
-
-
-def test_mambas_write_no_bias():
-    model = scattered("mamba")
-    assert (model.accumulated_bias(2) == 0).all() and model.accumulated_bias(2).shape == (8,)
-
-
-@pytest.mark.parametrize("final_norm", ["LN", "RMS"])
-def test_residual_directions_give_logits(tokens, final_norm):
-    """x . direction / scale = the logit, less the norm's bias."""
-    model = scattered("hybrid", final_norm=final_norm)
-    logits, cache = model.run_with_cache(tokens)
-    resid, scale = cache["resid_post", 1], cache["ln_final.hook_scale"]
-    directions = model.tokens_to_residual_directions(torch.arange(D_VOCAB))
-    bias = model.ln_final.b @ model.W_U if final_norm == "LN" else 0
-    torch.testing.assert_close(resid @ directions.T / scale + bias, logits, rtol=1e-12, atol=1e-12)
-    assert torch.equal(model.tokens_to_residual_directions(3), directions[3])
-    assert torch.equal(model.tokens_to_residual_directions(tokens), directions[tokens])
-
-
-def test_a_seed_gives_the_same_weights_and_leaves_random_numbers_alone():
-    torch.manual_seed(7)
-    state = torch.get_rng_state()
-    first, second = HookedSSM(config("hybrid", seed=5)), HookedSSM(config("hybrid", seed=5))
-    assert torch.equal(torch.get_rng_state(), state)
-    for p, q in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(p, q)
-    assert not torch.equal(HookedSSM(config("hybrid", seed=6)).W_E, first.W_E)
-    first.reset_parameters()
-    second.reset_parameters()
-    assert torch.equal(torch.get_rng_state(), state)
-    for p, q in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(p, q)
-
-
-def test_without_a_seed_weights_come_from_the_global_random_state():
-    torch.manual_seed(7)
-    first, other = HookedSSM(config("hybrid", seed=None)), HookedSSM(config("hybrid", seed=None))
-    torch.manual_seed(7)
-    again = HookedSSM(config("hybrid", seed=None))
-    assert torch.equal(first.W_E, again.W_E) and not torch.equal(first.W_E, other.W_E)
-    before = first.W_E.clone()
-    first.reset_parameters()
-    assert not torch.equal(first.W_E, before)
-
-
-def test_the_config_follows_the_weights():
-    model = HookedSSM(config("mamba"))
-    assert model.cfg.dtype == model.W_E.dtype == torch.float32 and model.cfg.device == "cpu"
-    model.double()
-    assert model.cfg.dtype == torch.float64 == model.blocks[0].mixer.cfg.dtype
-    model.to("meta")
-    assert model.cfg.device == "meta"
-
-
-def test_models_of_one_config_do_not_share_its_flags():
-    cfg = config("attention")
-    first, second = HookedSSM(cfg), HookedSSM(cfg)
-    first.set_use_attn_result(True)
-    first.double()
-    assert not second.cfg.use_attn_result and not cfg.use_attn_result
-    assert second.cfg.dtype == cfg.dtype == torch.float32
-
-
-def test_the_model_starts_in_evaluation_mode_and_does_not_depend_on_it(model, tokens):
-    assert not model.training
-    logits = model(tokens)
-    assert torch.equal(model.train()(tokens), logits)
-
-
-def test_a_copy_has_weights_hooks_and_flags_of_its_own(model, tokens):
-    logits = model(tokens)
-    twin = copy.deepcopy(model)
-    assert torch.equal(twin(tokens), logits)
-    name = "blocks.1.attn.hook_z"
-    assert twin.hook_dict[name] is twin.blocks[1].mixer.hook_z is not model.hook_dict[name]
-    with torch.no_grad():
-        twin.W_E.zero_()
-    twin.set_use_attn_result(True)
-    assert torch.equal(model(tokens), logits) and not model.cfg.use_attn_result
-    twin.add_hook(name, lambda z, hook: z * 0)
-    assert torch.equal(model(tokens), logits) and not model.list_hooks()
-    twin.reset_hooks()
-    zeroed = model.run_with_hooks(tokens, fwd_hooks=[(name, lambda z, hook: z * 0)])
-    assert not torch.equal(zeroed, logits)
