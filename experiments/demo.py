@@ -29,7 +29,7 @@ def demo_configs() -> dict[str, TrainConfig]:
     """The models of the demo by name, each with a recipe that solves its task, if it can, in two minutes.
 
     Initial embeddings have unit norm and linear maps PyTorch's scale: with the paper's small ones attention
-    takes longer to leave the plateau where it answers any value of the document. Mamba wants large batches.
+    takes longer to leave the plateau where it answers any value of the document. Mamba wants a large rate.
     """
     size = {"d_model": 64, "d_vocab": TASK.d_vocab, "n_ctx": 64, "linear_std": None, "embed_std": 0.125}
     common = {
@@ -39,7 +39,7 @@ def demo_configs() -> dict[str, TrainConfig]:
         "checkpoint_every": 250,
         "stop_at_accuracy": 0.99,
     }
-    mamba_like = {"steps": 1500, "lr": 5e-3, "batch_size": 256, **common}
+    mamba_like = {"steps": 3000, "lr": 1e-2, "batch_size": 128, **common}
     return {
         "Attention": TrainConfig(model=zoo.attention(**size), steps=3000, lr=1e-3, batch_size=128, **common),
         "Mamba": TrainConfig(model=zoo.mamba(**size), **mamba_like),

@@ -18,6 +18,7 @@ from tasks import IGNORE, Documents
 
 TEST_SEED_OFFSET = 1_000_003  # test documents have a stream of their own
 FRESH_BLOCK = 128  # batches of fresh documents drawn at a time
+SEED_STRIDE = 1_000_003  # between the blocks of one seed and the next: torch uses 32 bits of a seed
 
 
 def train(cfg: TrainConfig, folder: str | Path, *, progress: bool = True) -> Run:
@@ -121,7 +122,7 @@ class TrainingDocuments:
             return self.fixed[torch.arange(step * size, (step + 1) * size) % len(self.fixed)]
         index, within = divmod(step, FRESH_BLOCK)
         if self.block is None or self.block[0] != index:
-            generator = torch.Generator().manual_seed(self.cfg.seed * 2**32 + index)
+            generator = torch.Generator().manual_seed(self.cfg.seed * SEED_STRIDE + index)
             self.block = index, self.cfg.task.sample(FRESH_BLOCK * size, generator=generator)
         return self.block[1][within * size : (within + 1) * size]
 

@@ -1,4 +1,4 @@
-"""Sequence models in which nothing is opaque: every convolution, state, write, decay and gate is a hook point."""
+"""Sequence models in which nothing is opaque: convolutions, states, writes, decays, gates are hook points."""
 
 from hooked_ssm import mixers, zoo
 from hooked_ssm.cache import HookedCache

@@ -17,7 +17,7 @@ class Text:
     cfg: Any
 
     def to_tokens(
-        self, input: Any, prepend_bos: bool | None = None, truncate: bool = True, **_: Any
+        self, input: Any, prepend_bos: bool | None = None, truncate: bool = True
     ) -> Int[Tensor, "batch pos"]:
         """Text, or a list of texts (padded on the right), as tokens [batch, pos]; tokens as they are."""
         if isinstance(input, Tensor):

@@ -1,4 +1,4 @@
-"""Recurrences written as the causal matrix that they multiply their input with: y_i = sum_{j <= i} M_ij x_j."""
+"""Recurrences as the causal matrices that they multiply their input with: y_i = sum_{j <= i} M_ij x_j."""
 
 import torch
 from jaxtyping import Float
