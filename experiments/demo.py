@@ -7,6 +7,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -39,7 +40,7 @@ def demo_configs() -> dict[str, TrainConfig]:
         "checkpoint_every": 250,
         "stop_at_accuracy": 0.99,
     }
-    mamba_like = {"steps": 3000, "lr": 1e-2, "batch_size": 128, **common}
+    mamba_like = {"steps": 2000, "lr": 1e-2, "warmup": 0.075, "batch_size": 128, **common}
     return {
         "Attention": TrainConfig(model=zoo.attention(**size), steps=3000, lr=1e-3, batch_size=128, **common),
         "Mamba": TrainConfig(model=zoo.mamba(**size), **mamba_like),
@@ -100,19 +101,22 @@ def train_and_evaluate_one(cfg: TrainConfig, folder: Path) -> Evaluation:
 
 def summary_table(evaluations: dict[str, Evaluation]) -> Table:
     """Accuracy, heuristics, attributions at the second block's input, and the mechanism of every model."""
-    table = Table(title="How do they recall?")
-    numbers = ("accuracy", "best heuristic", "@ key", "@ value", "@ query", "conv @ value")
-    for column in ("model", *numbers, "mechanism"):
-        table.add_column(column, justify="right" if column in numbers else "left")
+    table = Table(title="How do they recall?", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model", min_width=11)
+    for number in ("accuracy", "heuristic", "@ key", "@ value", "@ query", "best conv"):
+        table.add_column(number, justify="right")
+    table.add_column("mechanism", min_width=14)
     for name, evaluation in evaluations.items():
-        rule, score = evaluation.best_heuristic
         table.add_row(
             name,
             f"{evaluation.accuracy:.1%}",
-            f"{score:.1%} ({rule})",
+            f"{evaluation.best_heuristic[1]:.1%}",
             *(evaluation.cell("blocks.1.hook_resid_pre", position) for position in ("key", "value", "query")),
-            evaluation.best_conv_cell("value"),
+            evaluation.best_conv_cell,
             evaluation.mechanism.name,
         )
-    table.caption = "Attrib of the second block's input, and any convolution's largest; 1 restores all."
+    table.caption = (
+        "heuristic: the best simple rule. @: Attrib of the second block's input. best conv: the largest "
+        "Attrib of a convolution's output at the value or after it. 1 restores all."
+    )
     return table

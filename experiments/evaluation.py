@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from experiments.mechanism import SOLVING_RULES, Mechanism, mechanism
+from experiments.mechanism import SOLVING_RULES, STORES, Mechanism, mechanism
 from experiments.runs import Run
 from experiments.training import TEST_SEED_OFFSET, evaluate
 from hooked_ssm import HookedSSM
@@ -21,7 +21,7 @@ from hooked_ssm.saving import write_atomically
 from tasks import Documents
 
 COMPONENTS = ("hook_resid_pre", "hook_mixer_out", "hook_conv")
-POSITIONS = ("key", "value", "divider", "query")
+POSITIONS = ("key", "value", "value+1", "value+2", "divider", "query")
 KEY_SITES = ("key", "query_item_orig")  # two names of the token that the mechanism's rule is about
 
 
@@ -54,15 +54,17 @@ class Evaluation:
 
     def cell(self, hook: str, position: str) -> str:
         """Attrib of one hook at one position, or "-" if the model has no such hook."""
-        return self._largest(self.table.hook == hook, position)
+        found = self.table[(self.table.hook == hook) & (self.table.position == position)].attrib
+        return fixed(found.iloc[0], 2) if len(found) else "-"
 
-    def best_conv_cell(self, position: str) -> str:
-        """The largest Attrib of any layer's convolution output at a position, or "-"."""
-        return self._largest(self.table.hook.str.endswith("hook_conv"), position)
-
-    def _largest(self, hooks: pd.Series, position: str) -> str:
-        found = self.table[hooks & (self.table.position == position)].attrib
-        return fixed(found.max(), 2) if len(found) else "-"
+    @property
+    def best_conv_cell(self) -> str:
+        """The largest Attrib of a convolution's output at one of `STORES`, and which one; or "-"."""
+        convs = self.table[self.table.hook.str.endswith("hook_conv") & self.table.position.isin(STORES)]
+        if not len(convs):
+            return "-"
+        best = convs.loc[convs.attrib.idxmax()]
+        return f"{fixed(best.attrib, 2)} ({best.position})"
 
     def save(self, path: Path) -> None:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -142,8 +144,11 @@ def hooks_of(model: HookedSSM, components: Sequence[str]) -> list[str]:
 
 
 def named_positions(docs: Documents) -> dict[str, Int[Tensor, " batch"] | Bool[Tensor, "batch pos"]]:
-    """The positions of an evaluation: the named ones, and all others together as "rest"."""
-    named = {name: docs.positions[name] for name in POSITIONS}
+    """The positions of an evaluation: `POSITIONS` ("value+1" follows the value), and all others as "rest"."""
+    named = {}
+    for name in POSITIONS:
+        place, _, after = name.partition("+")
+        named[name] = docs.positions[place] + int(after or 0)
     rest = torch.ones_like(docs.tokens, dtype=torch.bool)
     for where in named.values():
         rest.scatter_(1, where[:, None], False)

@@ -5,18 +5,20 @@ association of key and value, past that point. With n layers and Attrib as in `h
 
 1. not learned: accuracy is not above every heuristic's by 0.1 (the rule that solves the task aside), or the
    corruption costs less than 0.1 of probability, so that there is nothing to attribute.
-2. induction across layers: the input of some block l >= 1 has Attrib >= 0.5 at the value. An earlier layer
-   has stored the association at the value token, and a later one finds it there.
-3. induction inside one layer: otherwise, some layer's convolution output has Attrib >= 0.5 at the value. The
-   short convolution joins key and value on its way into the recurrence of the same layer.
+2. induction across layers: the input of some block l >= 1 has Attrib >= 0.5 at the value, or at one of the
+   two tokens after it. An earlier layer has stored the association there, and a later one finds it.
+3. induction inside one layer: otherwise, some layer's convolution output has Attrib >= 0.5 at the value, or
+   at one of the two tokens after it. The short convolution joins key and value on their way into the
+   recurrence of the same layer. A convolution of width 4 sees both from any of these positions, and where it
+   joins them is the model's choice.
 4. direct retrieval: otherwise, every block input restores at key or query (Attrib >= 0.5): the key is looked
-   up from the query without ever being joined to the value's position.
+   up from the query without having been joined to the value at one position.
 5. mixed: none of these; the attributions are spread over positions.
 6. not judged: the rule is about a corrupted key, and another token was corrupted.
 
 A convolution of a block before l may also be how rule 2's association came to be at the value: the evidence
-lists both. Attrib at three positions need not sum to 1 (a convolution of width 4 hands the key to three later
-positions), so the evidence also has the rest of the positions together.
+lists both. Attrib at these positions need not sum to 1, so the evidence also has the rest of the positions,
+replaced together.
 """
 
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ MECHANISMS = (
     "mixed",
     "not judged",
 )
+STORES = ("value", "value+1", "value+2")
 STRONG = 0.5
 MARGIN = 0.1
 SOLVING_RULES = ("induction", "reverse_induction")
@@ -50,7 +53,8 @@ def mechanism(accuracy: float, heuristics: dict[str, float], gap: float, table: 
     """The mechanism of a model with this accuracy, these heuristics' accuracies and `Interchange.table()`.
 
     gap: the denominator of Attrib. The table needs each block's `hook_resid_pre`, and each `hook_conv` that
-    the model has, at the positions key, value, query. Raises ValueError if it has no `hook_resid_pre`.
+    the model has, at the positions key, query and as many of `STORES` as there are. Raises ValueError if it
+    has no `hook_resid_pre`.
     """
     rivals = {name: value for name, value in heuristics.items() if name not in SOLVING_RULES}
     best = max(rivals, key=lambda name: rivals[name])
@@ -66,14 +70,17 @@ def mechanism(accuracy: float, heuristics: dict[str, float], gap: float, table: 
     if not inputs:
         raise ValueError(f"the rule needs every block's hook_resid_pre, got {sorted(set(table.hook))}.")
 
-    def reaches(hooks: list[str], position: str) -> bool:
-        return any(cells.loc[(hook, position), "attrib"] >= STRONG for hook in hooks)
+    def reaches(hooks: list[str], *positions: str) -> bool:
+        places = [
+            (hook, position) for hook in hooks for position in positions if (hook, position) in cells.index
+        ]
+        return any(cells.loc[place, "attrib"] >= STRONG for place in places)
 
-    if reaches(inner, "value"):
+    if reaches(inner, *STORES):
         name = "induction across layers"
-    elif reaches(convs, "value"):
+    elif reaches(convs, *STORES):
         name = "induction inside one layer"
-    elif all(reaches([hook], "key") or reaches([hook], "query") for hook in inputs):
+    elif all(reaches([hook], "key", "query") for hook in inputs):
         name = "direct retrieval"
     else:
         name = "mixed"
@@ -82,9 +89,10 @@ def mechanism(accuracy: float, heuristics: dict[str, float], gap: float, table: 
 
 def describe(cells: pd.DataFrame, hook: str) -> str:
     """One hook's attributions with their intervals, in words."""
-    shown = [position for position in ("key", "value", "query", "rest") if (hook, position) in cells.index]
     parts = []
-    for position in shown:
+    for position in ("key", *STORES, "query", "rest"):
+        if (hook, position) not in cells.index:
+            continue
         attrib, low, high = (
             fixed(cells.loc[(hook, position), name], 2) for name in ("attrib", "low", "high")
         )

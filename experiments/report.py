@@ -1,21 +1,19 @@
 """Evaluated runs as one self-contained HTML page, and their heat maps as PNG files."""
 
 import base64
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from jinja2 import Environment, PackageLoader
-from matplotlib.figure import Figure
 
 from experiments import mechanism
 from experiments.evaluation import Evaluation
 from experiments.mechanism import short_name
 from experiments.runs import Run, TrainConfig
 from hooked_ssm import plotting
+from hooked_ssm.plotting import Picture
 from hooked_ssm.saving import write_atomically
 
 
@@ -33,11 +31,11 @@ class Entry:
 
 def entry(name: str, run: Run, evaluation: Evaluation) -> Entry:
     """A run and its evaluation with their pictures."""
-    heatmap, curve = png(attribution_map(name, evaluation)), png(training_curve(name, run))
+    heatmap, curve = attribution_map(name, evaluation).png(), training_curve(name, run).png()
     return Entry(name, run.config(), evaluation, run.result(), heatmap, curve)
 
 
-def attribution_map(name: str, evaluation: Evaluation) -> Figure:
+def attribution_map(name: str, evaluation: Evaluation) -> Picture:
     """Attrib of every hook (rows) at every position (columns)."""
     grid = evaluation.table.pivot(index="hook", columns="position", values="attrib")
     hooks, positions = list(evaluation.table.hook.unique()), list(evaluation.table.position.unique())
@@ -51,7 +49,7 @@ def attribution_map(name: str, evaluation: Evaluation) -> Figure:
     )
 
 
-def training_curve(name: str, run: Run) -> Figure:
+def training_curve(name: str, run: Run) -> Picture:
     """Accuracy on held-out documents over training, with the best heuristic that does not solve the task."""
     metrics, result = run.metrics(), run.result()
     rivals = {k: v for k, v in result["heuristics"].items() if k not in mechanism.SOLVING_RULES}
@@ -86,10 +84,3 @@ def write_report(title: str, intro: str, entries: list[Entry], folder: Path) -> 
 def rule_text() -> str:
     """The rule that names the mechanism, as its module states it."""
     return (mechanism.__doc__ or "").partition("\n")[2].strip()
-
-
-def png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"savefig.dpi": 120}):
-        figure.savefig(buffer, format="png")
-    return buffer.getvalue()

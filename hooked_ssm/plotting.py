@@ -1,5 +1,6 @@
 """Pictures of interventions and of training, as matplotlib figures."""
 
+import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -7,6 +8,19 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
+
+
+class Picture(Figure):
+    """A figure that a notebook shows as it is, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
+
+    def png(self) -> bytes:
+        """The picture as a PNG file."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=120)
+        return buffer.getvalue()
 
 
 def heatmap(
@@ -17,7 +31,7 @@ def heatmap(
     title: str = "",
     limit: float | None = None,
     label: str = "",
-) -> Figure:
+) -> Picture:
     """A heat map around 0, with its numbers in the cells.
 
     limit: the value of the darkest colours; by default the largest magnitude. Raises ValueError if the
@@ -29,7 +43,7 @@ def heatmap(
             f"values must be [rows, columns] = [{len(rows)}, {len(columns)}], got {list(array.shape)}."
         )
     bound = limit or float(np.abs(array[np.isfinite(array)]).max(initial=0)) or 1.0
-    figure = Figure(figsize=(2.6 + 0.85 * len(columns), 1.1 + 0.42 * len(rows)), layout="constrained")
+    figure = Picture(figsize=(2.6 + 0.85 * len(columns), 1.1 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(array, cmap=matplotlib.colormaps["RdBu"], vmin=-bound, vmax=bound, aspect="auto")
     axes.set_xticks(range(len(columns)), columns)
@@ -51,9 +65,9 @@ def curves(
     y_label: str = "",
     title: str = "",
     levels: Mapping[str, float] | None = None,
-) -> Figure:
+) -> Picture:
     """Lines by name, each (xs, ys), with named horizontal levels such as heuristics."""
-    figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+    figure = Picture(figsize=(6.2, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for name, (xs, ys) in lines.items():
         axes.plot(xs, ys, label=name)

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from experiments.evaluation import Evaluation, evaluate_run
-from experiments.report import attribution_map, png
+from experiments.report import attribution_map
 from experiments.runs import Run, TrainConfig
 from experiments.training import train
 from hooked_ssm import plotting, zoo
@@ -75,7 +75,7 @@ def write_results(
                     "corruption": procedure,
                     "gap": round(e.gap, 4),
                     **{f"attrib@{p}": plotting.fixed(attrib, 3) for p, attrib in attribs.items()},
-                    "conv@value": e.best_conv_cell("value"),
+                    "best conv": e.best_conv_cell,
                     "mechanism": e.mechanism.name,
                     "evidence": e.mechanism.evidence,
                 }
@@ -83,7 +83,7 @@ def write_results(
         name = f"{architecture}, lr {lr}"
         lines[name] = (metrics.step.tolist(), metrics.test_accuracy.tolist())
         curves.append(metrics.assign(architecture=architecture, lr=lr).drop(columns="seconds"))
-        heatmap = png(attribution_map(name, by_procedure["unambiguous"]))
+        heatmap = attribution_map(name, by_procedure["unambiguous"]).png()
         write_atomically(
             HERE / f"{architecture}-lr{lr}.png", lambda path, data=heatmap: path.write_bytes(data)
         )
@@ -91,7 +91,7 @@ def write_results(
     write_atomically(HERE / "results.csv", lambda path: pd.DataFrame(rows).to_csv(path, index=False))
     write_atomically(HERE / "curves.csv", lambda path: curve.to_csv(path, index=False, float_format="%.6g"))
     levels = {f"published {name}": value for name, value in PUBLISHED.items()}
-    picture = png(plotting.curves(lines, y_label="accuracy, 320 test documents", levels=levels))
+    picture = plotting.curves(lines, y_label="accuracy, 320 test documents", levels=levels).png()
     write_atomically(HERE / "curves.png", lambda path: path.write_bytes(picture))
 
 

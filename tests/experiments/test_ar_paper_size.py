@@ -84,7 +84,7 @@ def test_results_have_a_row_a_run_and_procedure(written):
         for position in ("key", "value", "query"):
             expected = cells["blocks.1.hook_resid_pre", position]
             assert row[f"attrib@{position}"] == pytest.approx(expected, abs=5.1e-4)
-        assert row["conv@value"] == found.best_conv_cell("value")
+        assert row["best conv"] == found.best_conv_cell
         assert row["mechanism"] == found.mechanism.name in MECHANISMS
         assert row["evidence"] == found.mechanism.evidence
 

@@ -54,14 +54,20 @@ def test_an_evaluation_is_of_the_saved_model_on_held_out_documents(evaluated, pr
     assert cells.loc[("blocks.0.hook_resid_pre", "rest"), "attrib"] == pytest.approx(0.0, abs=1e-3)
 
 
-def test_the_named_positions_and_the_rest_are_all_positions_once():
+def test_the_rest_is_every_position_without_a_name():
     docs = TASK.sample(20, generator=0)
     positions = named_positions(docs)
-    assert list(positions) == ["key", "value", "divider", "query", "rest"]
-    count = positions["rest"].int()
-    for name in ("key", "value", "divider", "query"):
-        count = count + torch.nn.functional.one_hot(positions[name], docs.tokens.shape[1])
-    assert (count == 1).all()
+    assert list(positions) == ["key", "value", "value+1", "value+2", "divider", "query", "rest"]
+    named = torch.zeros_like(docs.tokens, dtype=torch.bool)
+    for name in ("key", "value", "value+1", "value+2", "divider", "query"):
+        named |= torch.nn.functional.one_hot(positions[name], docs.tokens.shape[1]).bool()
+    assert torch.equal(positions["rest"], ~named)
+
+
+def test_positions_after_the_value_follow_it():
+    positions = named_positions(TASK.sample(20, generator=0))
+    assert torch.equal(positions["value+1"], positions["value"] + 1)
+    assert torch.equal(positions["value+2"], positions["value"] + 2)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -166,9 +172,14 @@ def test_cells_are_rounded_without_a_negative_zero(evaluated):
     found = replace(found, table=table)
     assert found.cell("blocks.1.hook_resid_pre", "key") == "0.00"
     assert found.cell("blocks.0.hook_conv", "value") == "-0.70"
-    assert found.best_conv_cell("value") == "0.00"
+    convs = found.table.hook.str.endswith("hook_conv")
+    found.table.loc[convs, "attrib"] = -0.8
+    found.table.loc[
+        (found.table.hook == "blocks.1.hook_conv") & (found.table.position == "value+2"), "attrib"
+    ] = -0.004
+    assert found.best_conv_cell == "0.00 (value+2)"
     assert found.cell("blocks.7.hook_resid_pre", "key") == "-"
-    assert evaluated["attention"][1].best_conv_cell("value") == "-"
+    assert evaluated["attention"][1].best_conv_cell == "-"
 
 
 def test_the_best_heuristic_is_not_the_one_that_solves_the_task(evaluated):

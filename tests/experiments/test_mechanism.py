@@ -14,14 +14,15 @@ RESID, CONV = "blocks.{}.hook_resid_pre", "blocks.{}.hook_conv"
 def table(*, convs: bool = True, layers: int = 2, **cells: float) -> pd.DataFrame:
     """Of a model with so many layers: all 0 but the block 0 input at the key, and `cells`.
 
-    A cell is named by its letter, its layer and its position: r1_value is the input of block 1 at the value.
+    A cell is named by its letter, its layer and its position: r1_value is the input of block 1 at the value,
+    r1_value_1 that at the token after it.
     """
     cells = {"r0_key": 1.0} | cells
     rows = []
     for letter, hook in (("r", RESID), ("c", CONV)) if convs else (("r", RESID),):
         for layer in range(layers):
-            for position in ("key", "value", "divider", "query", "rest"):
-                attrib = cells.pop(f"{letter}{layer}_{position}", 0.0)
+            for position in ("key", "value", "value+1", "value+2", "divider", "query", "rest"):
+                attrib = cells.pop(f"{letter}{layer}_{position.replace('+', '_')}", 0.0)
                 row = {"hook": hook.format(layer), "position": position, "attrib": attrib}
                 rows.append(row | {"low": attrib - 0.03, "high": attrib + 0.04, "restored": 0.5})
     assert not cells, f"no such cells: {list(cells)}"
@@ -42,6 +43,9 @@ def name(cells: pd.DataFrame, accuracy: float = 0.95, gap: float = 0.8) -> str:
         ({"r1_value": 0.9, "c0_value": 1.0, "c1_value": 1.0, "r1_key": 0.9}, "induction across layers"),
         ({"r1_key": 1.0, "c1_value": 0.9}, "induction inside one layer"),
         ({"r1_key": 1.0, "c1_value": STRONG}, "induction inside one layer"),
+        ({"r1_query": 1.0, "c0_value_1": 0.9}, "induction inside one layer"),
+        ({"r1_key": 1.0, "c1_value_2": STRONG}, "induction inside one layer"),
+        ({"r1_value_1": 0.9, "c0_value_1": 0.9}, "induction across layers"),
         ({"r1_query": 1.0, "c0_value": 0.7}, "induction inside one layer"),
         ({"r1_query": 0.9}, "direct retrieval"),
         ({"r1_key": STRONG}, "direct retrieval"),
