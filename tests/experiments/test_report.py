@@ -149,7 +149,7 @@ def test_the_heat_map_has_a_row_a_hook_in_the_order_of_the_table(evaluations):
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         mechanism.short_name(hook) for hook in hooks
     ]
-    positions = ["key", "value", "divider", "query", "rest"]
+    positions = ["key", "value", "value+1", "value+2", "divider", "query", "rest"]
     assert [label.get_text() for label in axes.get_xticklabels()] == positions
     cells = found.table.set_index(["hook", "position"]).attrib
     expected = [[cells[hook, position] for position in positions] for hook in hooks]
