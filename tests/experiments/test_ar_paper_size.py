@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from experiments.ar_paper_size import __main__ as experiment
+from experiments.ar_paper_size import reproduce as experiment
 from experiments.evaluation import Evaluation, evaluate_run
 from experiments.mechanism import MECHANISMS
 from experiments.runs import Run, TrainConfig
