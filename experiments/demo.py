@@ -105,7 +105,7 @@ def summary_table(evaluations: dict[str, Evaluation]) -> Table:
     table.add_column("model", min_width=11)
     for number in ("accuracy", "heuristic", "@ key", "@ value", "@ query", "best conv"):
         table.add_column(number, justify="right")
-    table.add_column("mechanism", min_width=14)
+    table.add_column("mechanism", min_width=9)
     for name, evaluation in evaluations.items():
         table.add_row(
             name,

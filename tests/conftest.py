@@ -1,4 +1,4 @@
-"""One thread: the tests' tensors are small, and idle threads that spin slow down everything on a busy machine."""
+"""One thread: the tests' tensors are small, and threads that spin while idle slow a busy machine down."""
 
 import os
 
