@@ -2,8 +2,7 @@
 
 Trains attention and Mamba at two learning rates each (the published schedule: 50,016 steps of 32 documents
 from a fixed set of 100,032), evaluates each by interchange, and writes results.csv, curves.csv and curves.png
-beside this file; with run names, only those. Finished runs in --out are kept, cut ones go on. Two hours on
-two cores.
+beside this file; with run names, only those. Finished runs in --out are kept, cut ones go on.
 """
 
 import argparse
