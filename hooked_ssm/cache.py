@@ -9,6 +9,8 @@ from transformer_lens import ActivationCache
 from transformer_lens.model_bridge.generalized_components.ssm_protocol import find_ssm_mixer
 from transformer_lens.utilities.components_utils import get_act_name
 
+from hooked_ssm.mixers.base import MixerActivations
+
 
 class HookedCache(ActivationCache):
     """TransformerLens's `ActivationCache` that follows the model's aliases.
@@ -61,6 +63,12 @@ class HookedCache(ActivationCache):
         cfg = self.model.cfg
         return (cfg.final_norm if layer in (None, cfg.n_layers) else cfg.normalization_type) == "LN"
 
+    def of_mixer(self, layer: int) -> MixerActivations:
+        """One mixer's activations by hook name, as its `effective_attention` and `states` take them."""
+        if layer < 0:
+            layer += self.model.cfg.n_layers
+        return MixerActivations(self, layer)
+
     def compute_ssm_state(
         self, layer: int | None = None, time_step: int | None = None
     ) -> Float[Tensor, "..."] | dict[int, Tensor]:
@@ -86,11 +94,14 @@ class HookedCache(ActivationCache):
     def _over_mixers(self, method: str, layer: int | None, **options: Any) -> Any:
         if layer is not None and layer < 0:
             layer += self.model.cfg.n_layers
-        layers = self.ssm_layers()
+        layers, having = self.ssm_layers(), "mixer without softmax"
+        if method == "compute_ssm_state":
+            layers = [each for each in layers if hasattr(self.model.blocks[each].mixer, "hook_ssm_state")]
+            having = "recurrent mixer"
         if layer is None and not layers:
-            raise RuntimeError("the model has no recurrent layer: none of its mixers has a state.")
+            raise RuntimeError(f"the model has no layer with a {having}.")
         if layer is not None and layer not in layers:
-            raise TypeError(f"layer {layer} has no recurrent mixer; recurrent layers: {layers}.")
+            raise TypeError(f"layer {layer} has no {having}; layers that have one: {layers}.")
         batched = self if self.has_batch_dim else self._with_batch_dim()
 
         def call(index: int) -> Tensor:

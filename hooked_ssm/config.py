@@ -54,6 +54,7 @@ class HookedSSMConfig(TransformerLensConfig):
     mixers: one `MixerConfig` a layer, or a single one for all layers.
     n_heads: heads of every mixer that has heads; elsewhere the number of channel groups that
         TransformerLens's per-head tools see as heads.
+    d_head: width of a head, where a mixer does not say otherwise; -1 for d_model / n_heads.
     n_ctx: longest document with learned positions; without, only what tools take for a limit.
     d_mlp: hidden size of the MLP after each mixer; None for no MLP.
     positional_embedding_type: "standard" (learned, added to the embedding) or "none".
@@ -91,9 +92,10 @@ class HookedSSMConfig(TransformerLensConfig):
         for name in ("d_model", "n_layers", "d_vocab", "n_ctx", "n_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.d_model % self.n_heads:
+        if self.d_head == -1 and self.d_model % self.n_heads:
             raise ValueError(
-                f"d_model must be a multiple of n_heads, got d_model={self.d_model}, n_heads={self.n_heads}."
+                "d_model must be a multiple of n_heads where d_head is not given, "
+                f"got d_model={self.d_model}, n_heads={self.n_heads}."
             )
         if self.d_mlp is not None and self.d_mlp < 0:
             raise ValueError(f"d_mlp must not be negative, got {self.d_mlp}.")

@@ -10,7 +10,7 @@ class Hook(HookPoint):
     """A TransformerLens `HookPoint` with a declared shape and one line of meaning.
 
     shape: axis names, such as "batch pos d_inner d_state". The axis named `pos` (or `dest`) is the one
-        that `pos_slice` cuts.
+        that `pos_slice` cuts. (A filter has an axis `lag` instead: entry t is what reaches t places on.)
     meaning: one line for `HookedSSM.hook_table()`.
     copy: hand attached hooks a contiguous copy. For tensors that something else still reads under
         another name: TransformerLens's patch setters write in place.
@@ -24,7 +24,7 @@ class Hook(HookPoint):
         self.meaning = meaning
         self.copy = copy
         axes = shape.split()
-        self.pos_dim = axes.index("dest" if "dest" in axes else "pos")
+        self.pos_dim = next(axes.index(axis) for axis in ("dest", "lag", "pos") if axis in axes)
 
     @property
     def attached(self) -> bool:

@@ -91,15 +91,18 @@ class Unembed(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / scale * w + b, with hook_scale = sqrt(var + eps) and hook_normalized after w and b."""
+    """(x - mean) / scale * w + b, with hook_scale = sqrt(var + eps) and hook_normalized after w and b.
 
-    def __init__(self, d_model: int, eps: float):
+    It normalises the last axis of a tensor whose axes `shape` names.
+    """
+
+    def __init__(self, d_model: int, eps: float, shape: str = "batch pos d_model"):
         super().__init__()
         self.eps = eps
         self.w = nn.Parameter(torch.empty(d_model))
         self.b = nn.Parameter(torch.empty(d_model))
-        self.hook_scale = Hook("batch pos one", "what the norm divides by")
-        self.hook_normalized = Hook("batch pos d_model", "output of the norm", copy=True)
+        self.hook_scale = Hook(f"{shape.rsplit(maxsplit=1)[0]} one", "what the norm divides by")
+        self.hook_normalized = Hook(shape, "output of the norm", copy=True)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -126,8 +129,8 @@ class LayerNorm(nn.Module):
 class RMSNorm(LayerNorm):
     """x / scale * w, with hook_scale = sqrt(mean x^2 + eps). No bias: `b` is absent."""
 
-    def __init__(self, d_model: int, eps: float):
-        super().__init__(d_model, eps)
+    def __init__(self, d_model: int, eps: float, shape: str = "batch pos d_model"):
+        super().__init__(d_model, eps, shape)
         del self.b
         self.register_buffer("b", torch.zeros(()), persistent=False)
 

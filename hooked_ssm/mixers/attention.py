@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hooked_ssm.config import HookedSSMConfig, MixerConfig
 from hooked_ssm.hooks import Hook
 from hooked_ssm.layers import init_matrix
-from hooked_ssm.mixers.base import Mixer
+from hooked_ssm.mixers.base import Activations, Mixer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,10 @@ class Attention(Mixer):
         v_input: Float[Tensor, "batch pos head d_model"],
     ) -> Float[Tensor, "batch pos d_model"]:
         return self.attend(q_input, k_input, v_input, None)[0]
+
+    def effective_attention(self, activations: Activations) -> Float[Tensor, "batch head dest src"]:
+        """The attention pattern: it takes hook_v to hook_z."""
+        return activations["hook_pattern"]
 
     def attend(
         self,

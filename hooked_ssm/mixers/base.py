@@ -1,15 +1,19 @@
 """What every mixer is: a causal map over positions, with hooks, that can be continued step by step."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformer_lens import ActivationCache
 
 from hooked_ssm.config import HookedSSMConfig
 from hooked_ssm.hooks import Hook
 from hooked_ssm.layers import write_heads
+
+Activations = Mapping[str, Tensor]  # of one mixer in a run, by hook name: "hook_x"
 
 
 class Mixer(nn.Module, ABC):
@@ -59,6 +63,14 @@ class Mixer(nn.Module, ABC):
     ) -> Float[Tensor, "batch pos d_model"]:
         """The output when each head has inputs of its own, as edge and path patching need."""
 
+    @abstractmethod
+    def effective_attention(self, activations: Activations) -> Float[Tensor, "batch head dest src"]:
+        """The causal matrix that takes the mixer's values to what it reads, exactly.
+
+        `activations` are the mixer's own in a run, as `cache.of_mixer(layer)` gives them. Each mixer says
+        which hook the values are, and which the read. The head axis is one of channels where channels differ.
+        """
+
     def write(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
         """z W_O + b_O, through `hook_result` where results by head are asked for."""
         if self.cfg.use_attn_result:
@@ -75,3 +87,40 @@ class Mixer(nn.Module, ABC):
             for letter in "qkv":
                 reasons[f"hook_{letter}_input"] = "it fires after model.set_use_split_qkv_input(True)"
         return reasons
+
+
+class AttentionFreeMixer(Mixer):
+    """A mixer without softmax, with the methods that TransformerLens's cache looks for in such a one."""
+
+    def compute_effective_attention(
+        self, cache: ActivationCache, layer_idx: int, **options: Any
+    ) -> Float[Tensor, "batch head dest src"]:
+        """`effective_attention` of one layer of a cached run."""
+        return self.effective_attention(MixerActivations(cache, layer_idx), **options)
+
+    def compute_ssm_state(
+        self, cache: ActivationCache, layer_idx: int, time_step: int | None = None
+    ) -> Float[Tensor, "batch ..."]:
+        """`states` of one layer of a cached run; one position of them, without the axis, if it is given."""
+        states = self.states(MixerActivations(cache, layer_idx))
+        return states if time_step is None else states[:, time_step]
+
+    def states(self, activations: Activations) -> Float[Tensor, "batch pos ..."]:
+        """The trajectory of the recurrent state, from the cached inputs of the recurrence."""
+        raise TypeError(f"{type(self).__name__} has no recurrent state.")
+
+
+class MixerActivations(Mapping[str, Tensor]):
+    """The activations of one layer's mixer in a cached run, by hook name."""
+
+    def __init__(self, cache: ActivationCache, layer: int):
+        self.cache, self.prefix = cache, f"blocks.{layer}.mixer."
+
+    def __getitem__(self, hook: str) -> Tensor:
+        return self.cache[self.prefix + hook]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self.prefix) for name in self.cache if name.startswith(self.prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -17,15 +17,14 @@ from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens import ActivationCache
 
 from hooked_ssm.config import HookedSSMConfig, MixerConfig
 from hooked_ssm.hooks import Hook
 from hooked_ssm.layers import Linear
-from hooked_ssm.mixers.base import Mixer
+from hooked_ssm.mixers.base import Activations, AttentionFreeMixer
 from hooked_ssm.mixers.short_conv import ShortConv
 from hooked_ssm.ops.causal_matrix import selective_scan_matrix
 from hooked_ssm.ops.linear_scan import linear_scan
@@ -66,7 +65,7 @@ class MambaState(NamedTuple):
     ssm: Float[Tensor, "batch d_inner d_state"]
 
 
-class Mamba(Mixer):
+class Mamba(AttentionFreeMixer):
     """Its heads, for tools that want heads, are groups of d_inner / n_heads channels: B and C are shared by
     all of them, and q, k, v are C, B and the x that is written, by head."""
 
@@ -267,29 +266,27 @@ class Mamba(Mixer):
         read, _ = selective_scan(x, dt, self.A, self.per_channel(B), self.per_channel(C))
         return self.gated_write(read + self.D * x, gate)
 
-    def compute_ssm_state(
-        self, cache: ActivationCache, layer_idx: int, time_step: int | None = None
-    ) -> Float[Tensor, "batch pos d_inner d_state"] | Float[Tensor, "batch d_inner d_state"]:
-        """The state trajectory of a cached run, or one position of it, from the cached x, dt and B."""
-        x, dt, B = (
-            cache[f"blocks.{layer_idx}.mixer.{name}"] for name in ("hook_x", "hook_ssm_dt", "hook_ssm_B")
-        )
+    def states(self, activations: Activations) -> Float[Tensor, "batch pos d_inner d_state"]:
+        x, dt, B = (activations[name] for name in ("hook_x", "hook_ssm_dt", "hook_ssm_B"))
         write = (dt * x).unsqueeze(-1) * B.unsqueeze(-2)
-        states = linear_scan((dt.unsqueeze(-1) * self.A).exp(), write)
-        return states if time_step is None else states[:, time_step]
+        return linear_scan((dt.unsqueeze(-1) * self.A).exp(), write)
 
-    def compute_effective_attention(
-        self, cache: ActivationCache, layer_idx: int, include_dt_scaling: bool = True
-    ) -> Float[Tensor, "batch d_inner dest src"]:
-        """The causal matrix of every channel that takes the cached x to the state's read (y less D x):
+    def effective_attention(
+        self, activations: Activations, *, include_dt_scaling: bool = True, by_channel: bool = True
+    ) -> Float[Tensor, "batch channel_or_head dest src"]:
+        """The causal matrix of every channel that takes hook_x to the state's read (hook_y less D x):
 
         M_ij = sum_n C_in exp(A_n sum_{j < l <= i} dt_l) B_jn dt_j,       the last factor optional.
+
+        `by_channel=False` sums the channels of each head.
         """
-        dt, B, C = (
-            cache[f"blocks.{layer_idx}.mixer.{name}"] for name in ("hook_ssm_dt", "hook_ssm_B", "hook_ssm_C")
-        )
+        dt, B, C = (activations[name] for name in ("hook_ssm_dt", "hook_ssm_B", "hook_ssm_C"))
         M = selective_scan_matrix(dt, self.A, B, C)
-        return M if include_dt_scaling else M / rearrange(dt, "batch src channel -> batch channel 1 src")
+        if not include_dt_scaling:
+            M = M / rearrange(dt, "batch src channel -> batch channel 1 src")
+        if by_channel:
+            return M
+        return reduce(M, "batch (head d) dest src -> batch head dest src", "sum", head=self.cfg.n_heads)
 
 
 class DtProj(nn.Linear):

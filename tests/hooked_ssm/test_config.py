@@ -80,7 +80,10 @@ def test_a_mixer_config_is_frozen():
         ({"d_vocab": 0}, "d_vocab must be at least 1, got 0"),
         ({"n_ctx": 0}, "n_ctx must be at least 1, got 0"),
         ({"n_heads": 0}, "n_heads must be at least 1, got 0"),
-        ({"n_heads": 3}, "d_model must be a multiple of n_heads, got d_model=8, n_heads=3"),
+        (
+            {"n_heads": 3},
+            "a multiple of n_heads where d_head is not given, got d_model=8, n_heads=3",
+        ),
         ({"d_mlp": -4}, "d_mlp must not be negative, got -4"),
         ({"mixers": [MambaConfig()]}, "one mixer a layer is wanted, got 1 for 2 layers"),
         ({"normalization_type": None}, "normalization_type must be one of .*'RMS'.*, got None"),

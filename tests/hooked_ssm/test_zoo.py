@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from hooked_ssm import HookedSSM, zoo
+from hooked_ssm import HookedSSM, HookedSSMConfig, zoo
 from hooked_ssm.layers import LayerNorm, RMSNorm
 from hooked_ssm.mixers import AttentionConfig, MambaConfig
 
@@ -29,7 +29,7 @@ COUNTS = {
 
 @pytest.mark.parametrize(("kind", "d_vocab", "d_model"), COUNTS)
 def test_models_have_as_many_weights_as_the_papers(kind, d_vocab, d_model):
-    model = HookedSSM(zoo.PRESETS[kind](d_model=d_model, d_vocab=d_vocab, device="meta"))
+    model = HookedSSM(zoo.paper.PRESETS[kind](d_model=d_model, d_vocab=d_vocab, device="meta"))
     assert sum(p.numel() for p in model.parameters()) == COUNTS[kind, d_vocab, d_model]
 
 
@@ -82,8 +82,15 @@ def test_an_option_that_no_preset_has_is_refused(kind):
         zoo.PRESETS[kind](d_model=16, d_vocab=9, n_layer=3)
 
 
-def test_presets_are_all_the_functions_of_the_zoo():
+@pytest.mark.parametrize("presets", [zoo.published, zoo.paper], ids=["published", "paper"])
+def test_presets_are_all_the_functions_of_their_module(presets):
     functions = {
-        name for name, _ in inspect.getmembers(zoo, inspect.isfunction) if _.__module__ == zoo.__name__
+        name
+        for name, function in inspect.getmembers(presets, inspect.isfunction)
+        if inspect.signature(function).return_annotation is HookedSSMConfig and name != "config"
     }
-    assert set(zoo.PRESETS) == {name for name in functions if not name.startswith("_")}
+    assert set(presets.PRESETS) == functions
+
+
+def test_the_paper_trained_published_architectures():
+    assert set(zoo.paper.PRESETS) <= set(zoo.PRESETS) <= set(zoo.__all__)

@@ -1,11 +1,14 @@
 """Causal softmax attention, one position and one head at a time."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hooked_ssm.mixers import Attention
+from hooked_ssm.mixers import Attention, AttentionConfig
+
+from .case import TRANSFORMER, Case
 
 Edit = Callable[[str, int, Tensor], Tensor]
 
@@ -43,3 +46,27 @@ def attention(mixer: Attention, u: Tensor, edit: Edit = lambda name, t, value: v
         note("out", t, result.sum(1) + mixer.b_O)
     matrices = ("hook_attn_scores", "hook_pattern")
     return {name: torch.stack(each, dim=2 if name in matrices else 1) for name, each in found.items()}
+
+
+def attention_read(cache: dict[str, Tensor], mixer: Any, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    by_pattern = torch.einsum("bhij,bjhd->bihd", matrix, cache["hook_v"])
+    return by_pattern, cache["hook_z"]
+
+
+def attention_case(name: str, *, bias: bool = False, **options: Any) -> Case:
+    return Case(
+        name=name,
+        mixer=AttentionConfig(bias=bias),
+        naive=attention,
+        read=attention_read,
+        options=TRANSFORMER | options,
+        # One vector added to all keys adds q . b_K to all scores of a position: softmax does not see it.
+        no_gradient=frozenset({"mixer.b_K"} if bias else ()),
+    )
+
+
+CASES = [
+    attention_case("attention"),
+    attention_case("attention-heads", n_heads=2),
+    attention_case("attention-bias", n_heads=4, bias=True),
+]

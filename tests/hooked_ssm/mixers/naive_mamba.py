@@ -1,11 +1,14 @@
 """Mamba, one position at a time."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hooked_ssm.mixers import Mamba
+from hooked_ssm.mixers import Mamba, MambaConfig
+
+from .case import NO_MLP, Case
 
 Edit = Callable[[str, int, Tensor], Tensor]
 
@@ -87,3 +90,24 @@ def pattern_row(A: Tensor, past: dict[str, list[Tensor]], i: int, length: int) -
         kept = torch.exp(A * sum(past["dt"][j + 1 : i + 1], start=torch.zeros_like(past["x"][0]))[:, :, None])
         row.append((past["C"][i] * kept * past["B"][j]).sum(-1) * past["dt"][j])
     return torch.stack(row, dim=-1)
+
+
+def mamba_read(cache: dict[str, Tensor], mixer: Any, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    by_matrix = torch.einsum("bcij,bjc->bic", matrix, cache["hook_x"])
+    return by_matrix + mixer.D * cache["hook_x"], cache["hook_y"]
+
+
+def mamba_case(name: str, *, n_heads: int = 1, expand: int = 2, d_conv: int = 4, **options: Any) -> Case:
+    mixer = MambaConfig(d_state=3, d_conv=d_conv, expand=expand)
+    return Case(
+        name=name, mixer=mixer, naive=mamba, read=mamba_read, options=NO_MLP | {"n_heads": n_heads} | options
+    )
+
+
+CASES = [
+    mamba_case("mamba"),
+    mamba_case("mamba-conv-three", d_conv=3, n_heads=2),
+    mamba_case("mamba-conv-one", d_conv=1, d_mlp=12),
+    mamba_case("mamba-no-conv", d_conv=0, n_heads=2),
+    mamba_case("mamba-head-per-channel", expand=1, n_heads=8),
+]

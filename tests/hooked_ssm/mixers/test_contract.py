@@ -6,9 +6,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from hooked_ssm import HookedSSM
-from hooked_ssm.mixers import Mixer
+from hooked_ssm.mixers import AttentionFreeMixer, Mixer
 
-from .cases import CASES, Case, close, random_input, random_tokens
+from .case import Case, close, random_input, random_tokens
+from .cases import CASES
 
 every_mixer = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 LENGTH = 9
@@ -131,18 +132,14 @@ def test_values_hooks_and_gradients_are_those_of_the_equations(case, length):
 
 @every_mixer
 def test_the_causal_matrix_times_the_values_is_what_is_read(case):
-    if case.read is None:
-        pytest.skip("this mixer is no causal matrix acting on values")
     model = case.model(n_layers=1)
     mixer = model.blocks[0].mixer
     _, cache = model.run_with_cache(random_tokens())
-    matrix = None
-    if hasattr(mixer, "compute_effective_attention"):
-        matrix = mixer.compute_effective_attention(cache, layer_idx=0)
+    matrix = mixer.effective_attention(cache.of_mixer(0))
+    assert (matrix.triu(1) == 0).all()
+    if isinstance(mixer, AttentionFreeMixer):
         assert torch.equal(cache.compute_ssm_effective_attention(layer=0), matrix)
-        assert (matrix.triu(1) == 0).all()
-    quantities = {name.removeprefix("blocks.0.mixer."): value for name, value in cache.items()}
-    product, read = case.read(quantities, mixer, matrix)
+    product, read = case.read(cache.of_mixer(0), mixer, matrix)
     assert close(product, read, case.tolerance)
 
 

@@ -4,12 +4,14 @@ from itertools import combinations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hooked_ssm import HookedSSM
 from hooked_ssm.mixers import ShortConv
 
-from .cases import CASES, Case, close, random_tokens
+from .case import Case, close, random_tokens
+from .cases import CASES
 
 every_mixer = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 # Nothing, and what TransformerLens's edge tools switch on.
@@ -51,12 +53,12 @@ def test_every_hook_fires_once_with_its_declared_shape(case, setting):
         model(tokens)
     assert sorted(seen) == sorted(hooks_of(model))
     cfg = model.cfg
-    sizes = {"batch": 3, "pos": LENGTH, "dest": LENGTH, "src": LENGTH, "one": 1}
+    sizes = {"batch": 3, "pos": LENGTH, "dest": LENGTH, "src": LENGTH, "lag": LENGTH, "one": 1}
     sizes |= {"d_model": cfg.d_model, "head": cfg.n_heads, "d_mlp": cfg.d_mlp}
     for name, shapes in seen.items():
         axes = model.hook_dict[name].shape.split()
         assert len(shapes) == 1, f"{name} fired {len(shapes)} times"
-        assert axes[:2] in (["batch", "pos"], ["batch", "head"]), name
+        assert axes[:2] in (["batch", "pos"], ["batch", "head"], ["batch", "lag"]), name
         assert len(axes) == len(shapes[0]), (name, axes, shapes[0])
         for axis, size in zip(axes, shapes[0], strict=True):
             assert sizes.setdefault(axis, size) == size, (name, axes, shapes[0])
@@ -71,14 +73,16 @@ def test_hooks_fire_in_steps_with_what_they_carry_in_the_whole(case):
     def keep(tensor: Tensor, hook) -> None:
         pieces.setdefault(hook.name, []).append(tensor.detach().clone())
 
-    names = [name for name in hooks_of(model) if "src" not in model.hook_dict[name].shape]
+    by_position = [name for name in hooks_of(model) if model.hook_dict[name].shape.startswith("batch pos")]
     state = None
-    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
+    with model.hooks(fwd_hooks=[(name, keep) for name in by_position]):
         for piece in tokens.split([1, 1, 3, 4], dim=1):
             _, state = model.step(piece, state)
-    assert sorted(pieces) == sorted(names)
+    assert sorted(pieces) == sorted(by_position)
     for name, tensors in pieces.items():
         assert len(tensors) == 4, name
+        if "tap" in model.hook_dict[name].shape:  # a convolution as long as what there has been so far
+            tensors = [F.pad(x, (0, 0, 0, whole[name].shape[2] - x.shape[2])) for x in tensors]
         assert close(torch.cat(tensors, dim=1), whole[name], case.tolerance), name
 
 
@@ -241,7 +245,7 @@ def test_the_gradient_at_a_hook_is_that_of_an_edit_carried_on(case, setting):
         direction = torch.randn(grad.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
         if "src" in hook.shape:
             direction = direction.tril()
-        if name.endswith("hook_ssm_state"):  # setting later states too would stop the edit there
+        if name.split(".")[-1] in case.carried:  # setting later entries too would stop the edit there
             direction[:, :P] = direction[:, P + 1 :] = 0
         up, down = loss_with(name, size * direction), loss_with(name, -size * direction)
         terms = grad * direction
