@@ -1,6 +1,7 @@
 """Every Python block of the README and the docs runs; every link in them to a file of the project holds."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,8 @@ def test_the_readme_has_a_block_that_runs():
 def test_links_to_files_hold(page):
     missing = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert missing == []
+
+
+def test_the_page_of_hooks_is_what_the_code_generates():
+    generated = runpy.run_path(str(ROOT / "docs/generate.py"))["hook_page"]()
+    assert (ROOT / "docs/hooks.md").read_text() == generated, "run python docs/generate.py"
