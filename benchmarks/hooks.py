@@ -6,9 +6,6 @@ One thread, process CPU time, interleaved in one process, medians. The toy Mamba
 d_state 16, batch 32, 36 tokens.
 """
 
-import statistics
-import time
-from collections.abc import Callable
 from importlib.metadata import version
 
 import torch
@@ -17,23 +14,11 @@ from rich.table import Table
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformers import MambaConfig, MambaForCausalLM
 
+from benchmarks.timing import cpu_ms
 from hooked_ssm import HookedSSM, zoo
 from hooked_ssm.hooks import Hook
 
 BATCH, LENGTH, D_MODEL, LAYERS = 32, 36, 64, 2
-
-
-def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median CPU milliseconds of each function, called in turn."""
-    for function in functions.values():
-        function()
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            start = time.process_time()
-            function()
-            times[name].append(1e3 * (time.process_time() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def bridge_of(d_vocab: int):
@@ -83,7 +68,7 @@ def against_transformerlens(d_vocab: int, rounds: int = 15) -> list[tuple[str, s
         # Its state hooks fire on the eager scan alone, and that only without a generation cache.
         for cache in (bridge.run_with_cache(tokens, use_cache=False)[1], ours.run_with_cache(tokens)[1]):
             assert cache["blocks.0.mixer.hook_ssm_state"].numel() == BATCH * LENGTH * 2 * D_MODEL * 16
-        medians = interleaved(
+        medians = cpu_ms(
             {
                 "ours forward": lambda: ours(tokens),
                 "theirs forward": lambda: bridge(tokens, use_cache=False),
@@ -91,7 +76,7 @@ def against_transformerlens(d_vocab: int, rounds: int = 15) -> list[tuple[str, s
                 "theirs cached": lambda: bridge.run_with_cache(tokens, use_cache=False),
                 "ours without logits": lambda: ours.run_with_cache(tokens, return_type=None),
             },
-            rounds,
+            rounds=rounds,
         )
 
     def row(what: str, ours_ms: float, theirs_ms: float | None) -> tuple[str, str, str, str, str]:
@@ -113,7 +98,7 @@ def idle_hooks(rounds: int = 60) -> tuple[float, float]:
     tokens = torch.randint(64, (BATCH, LENGTH))
     with torch.no_grad():
         assert torch.equal(hooked(tokens), bare(tokens))
-        medians = interleaved({"idle": lambda: hooked(tokens), "none": lambda: bare(tokens)}, rounds)
+        medians = cpu_ms({"idle": lambda: hooked(tokens), "none": lambda: bare(tokens)}, rounds=rounds)
     return medians["idle"], medians["none"]
 
 

@@ -13,11 +13,10 @@ on the machine disturbs all alike. Memory is the allocator's peak above what was
 
 import importlib.util
 import inspect
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from statistics import median
 
 import torch
 from rich.console import Console
@@ -25,12 +24,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.timing import cpu_ms
 from hooked_ssm.ops import selective_scan
 
 SHAPES = [(32, 36, 128), (4, 256, 512), (1, 1024, 1536)]
 D_STATE = 16
-ROUNDS = 9
-SECONDS_A_TURN = 0.1  # short calls are repeated to fill this
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -91,24 +89,6 @@ class Problem:
         return [y.detach(), *torch.autograd.grad(y, self.inputs, self.grad)]
 
 
-def cpu_ms(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Median CPU time of each call, in ms."""
-    repeats = []
-    for call in calls:
-        call()
-        begin = time.process_time()
-        call()
-        repeats.append(max(1, round(SECONDS_A_TURN / (time.process_time() - begin))))
-    times = [[] for _ in calls]
-    for _ in range(ROUNDS):
-        for call, repeat, taken in zip(calls, repeats, times, strict=True):
-            begin = time.process_time()
-            for _ in range(repeat):
-                call()
-            taken.append((time.process_time() - begin) / repeat * 1e3)
-    return [median(taken) for taken in times]
-
-
 def peak_mib(call: Callable[[], object]) -> float:
     """The most memory held during the call beyond what was held before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
@@ -163,9 +143,9 @@ def main() -> None:
 
 def compare(problem: Problem, loop: Scan | None, pscan: Scan | None) -> list[str]:
     differences = []
-    forward = cpu_ms([lambda scan=scan: problem.forward(scan) for scan in (ours, loop) if scan])
-    train = cpu_ms([lambda scan=scan: problem.train(scan) for scan in (ours, pscan) if scan])
-    memory = [peak_mib(lambda scan=scan: problem.train(scan)) for scan in (ours, pscan) if scan]
+    forward = cpu_ms({str(scan): partial(problem.forward, scan) for scan in (ours, loop) if scan}).values()
+    train = cpu_ms({str(scan): partial(problem.train, scan) for scan in (ours, pscan) if scan}).values()
+    memory = [peak_mib(partial(problem.train, scan)) for scan in (ours, pscan) if scan]
     if loop:
         differences.append(worst_difference([problem.forward(ours)], [problem.forward(loop)]))
     if pscan:

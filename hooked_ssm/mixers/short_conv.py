@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_ssm.hooks import Hook
+from hooked_ssm.ops.depthwise_conv import depthwise_conv
 
 
 class ShortConv(nn.Module):
@@ -50,11 +51,16 @@ class ShortConv(nn.Module):
             padded = F.pad(x, (0, 0, self.d_conv - 1, 0))
         else:
             padded = torch.cat([past, x], dim=1)
-        shifted = [padded[:, self.d_conv - 1 - tau :][:, :length] for tau in range(self.d_conv)]
-        taps = [x_tau * self.weight[:, 0, -1 - tau] for tau, x_tau in enumerate(shifted)]
+        y = depthwise_conv(padded, self.weight, self.bias)
         if self.hook_conv_taps.attached:
-            taps = self.hook_conv_taps(torch.stack(taps, dim=2)).unbind(2)
-        y = sum(taps[1:], start=taps[0])
-        if self.bias is not None:
-            y = y + self.bias
+            y = y + self.taps_edit(padded)
         return self.hook_conv(y), padded[:, length:]
+
+    def taps_edit(
+        self, padded: Float[Tensor, "batch past_and_pos channel"]
+    ) -> Float[Tensor, "batch pos channel"]:
+        """What the edited taps add beyond the unedited ones: exactly 0 if they were only looked at."""
+        length = padded.shape[1] - self.d_conv + 1
+        shifted = [padded[:, self.d_conv - 1 - tau :][:, :length] for tau in range(self.d_conv)]
+        taps = torch.stack([x * self.weight[:, 0, -1 - tau] for tau, x in enumerate(shifted)], dim=2)
+        return (self.hook_conv_taps(taps.clone()) - taps).sum(2)

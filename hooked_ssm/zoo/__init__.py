@@ -1,6 +1,29 @@
 """Presets by name: `zoo.mamba(...)` as published, `zoo.paper.mamba(...)` as the paper trained it."""
 
 from hooked_ssm.zoo import paper
-from hooked_ssm.zoo.published import PRESETS, attention, hybrid, mamba
+from hooked_ssm.zoo.published import (
+    PRESETS,
+    attention,
+    base_conv,
+    based,
+    gla,
+    h3,
+    hybrid,
+    hyena,
+    mamba,
+    mamba2,
+)
 
-__all__ = ["PRESETS", "attention", "hybrid", "mamba", "paper"]
+__all__ = [
+    "PRESETS",
+    "attention",
+    "base_conv",
+    "based",
+    "gla",
+    "h3",
+    "hybrid",
+    "hyena",
+    "mamba",
+    "mamba2",
+    "paper",
+]

@@ -7,7 +7,7 @@ import torch
 
 from hooked_ssm import HookedSSM, HookedSSMConfig, zoo
 from hooked_ssm.layers import LayerNorm, RMSNorm
-from hooked_ssm.mixers import AttentionConfig, MambaConfig
+from hooked_ssm.mixers import AttentionConfig, BaseConvConfig, BasedConfig, GLAConfig, HyenaConfig, MambaConfig
 
 # Weights of the paper's two-layer models, by vocabulary (associative recall's, and its tree-shaped kin's) and
 # d_model: counted from the parameter shapes of the original code. Attention has 1024 learned positions.
@@ -18,12 +18,39 @@ COUNTS = {
     ("attention", 26, 16): 23_296,
     ("attention", 26, 64): 166_912,
     ("attention", 26, 256): 1_847_296,
+    ("h3", 8196, 16): 252_480,
+    ("h3", 8196, 64): 1_083_648,
+    ("h3", 8196, 256): 5_514_240,
+    ("h3", 26, 16): 121_760,
+    ("h3", 26, 64): 560_768,
+    ("h3", 26, 256): 3_422_720,
+    ("base_conv", 8196, 16): 139_568,
+    ("base_conv", 8196, 64): 604_160,
+    ("base_conv", 8196, 256): 3_291_968,
+    ("base_conv", 26, 16): 8_848,
+    ("base_conv", 26, 64): 81_280,
+    ("base_conv", 26, 256): 1_200_448,
+    ("based", 8196, 16): 136_656,
+    ("based", 8196, 64): 604_992,
+    ("based", 8196, 256): 3_353_856,
+    ("based", 26, 16): 5_936,
+    ("based", 26, 64): 82_112,
+    ("based", 26, 256): 1_262_336,
+    # Without the skips, n_layers * d_model, which the original code holds and does not use.
+    ("hyena", 8196, 16): 163_584,
+    ("hyena", 8196, 64): 657_792,
+    ("hyena", 8196, 256): 3_740_544,
+    ("hyena", 26, 16): 32_864,
+    ("hyena", 26, 64): 134_912,
+    ("hyena", 26, 256): 1_649_024,
     ("mamba", 8196, 16): 137_920,
     ("mamba", 8196, 64): 590_080,
     ("mamba", 8196, 256): 2_974_720,
     ("mamba", 26, 16): 7_200,
     ("mamba", 26, 64): 67_200,
     ("mamba", 26, 256): 883_200,
+    ("mamba2", 8196, 64): 611_084,
+    ("mamba2", 8196, 256): 3_029_552,
 }
 
 
@@ -49,6 +76,50 @@ def test_mamba_is_the_papers():
     assert type(model.ln_final) is LayerNorm and type(model.blocks[0].ln1) is RMSNorm
     assert model.blocks[0].mlp is None and model.blocks[0].mixer.dt_rank == 1
     assert HookedSSM(zoo.mamba(d_model=40, d_vocab=9)).blocks[0].mixer.dt_rank == 3
+
+
+def test_base_convs_layers_are_short_and_long_in_turn():
+    def widths(cfg: HookedSSMConfig) -> list[int | None]:
+        return [mixer.d_conv for mixer in cfg.mixers]
+
+    for presets in (zoo, zoo.paper):
+        assert widths(presets.base_conv(d_model=16, d_vocab=9, n_layers=3)) == [3, None, 3]
+        assert widths(presets.base_conv(d_model=16, d_vocab=9, d_conv=5)) == [5, 5]
+        assert widths(presets.base_conv(d_model=16, d_vocab=9, n_layers=3, d_conv=[2, 1])) == [2, 1, 2]
+    assert widths(zoo.paper.base_conv_long_only(d_model=16, d_vocab=9)) == [None, None]
+    with pytest.raises(ValueError, match="d_conv must have at least one width"):
+        zoo.base_conv(d_model=16, d_vocab=9, d_conv=[])
+
+
+def test_hyena_is_the_papers():
+    assert zoo.hyena(d_model=16, d_vocab=9).mixers == [HyenaConfig()] * 2
+    cfg = zoo.paper.hyena(d_model=16, d_vocab=9)
+    assert cfg.mixers == [HyenaConfig(skip=False, filter_std=0.02)] * 2
+    assert cfg.positional_embedding_type == "none" and (cfg.d_mlp, cfg.n_ctx) == (64, 1024)
+
+
+def test_based_takes_turns_with_base_conv():
+    conv, linear = BaseConvConfig(d_conv=3), BasedConfig(feature_dim=16)
+    assert zoo.based(d_model=16, d_vocab=9, n_layers=3).mixers == [conv, linear, conv]
+    assert zoo.based(d_model=16, d_vocab=9, d_conv=2).mixers == [BaseConvConfig(d_conv=2), linear]
+
+
+def test_based_is_the_papers():
+    in_paper = {"train_positions": True, "filter_std": 0.02}
+    linear = BasedConfig(feature_dim=8)
+    cfg = zoo.paper.based(d_model=16, d_vocab=9)
+    assert cfg.mixers == [BaseConvConfig(d_conv=3, **in_paper), linear]
+    assert cfg.positional_embedding_type == "none" and (cfg.d_mlp, cfg.n_heads, cfg.n_ctx) == (64, 1, 1024)
+    long_only = zoo.paper.based_long_only(d_model=16, d_vocab=9, n_layers=3)
+    conv = BaseConvConfig(d_conv=None, **in_paper)
+    assert long_only.mixers == [conv, linear, conv]
+
+
+def test_gla_is_its_authors():
+    cfg = zoo.gla(d_model=16, d_vocab=9)
+    mixer = GLAConfig(expand_k=0.5, expand_v=1.0, gate_logit_normalizer=16.0, gate_low_rank=16)
+    assert cfg.mixers == [mixer] * 2 and (cfg.n_heads, cfg.d_mlp) == (4, 64)
+    assert cfg.normalization_type == "RMS" and cfg.linear_std == 0.02
 
 
 def test_a_hybrid_takes_turns_mamba_first():
@@ -93,4 +164,5 @@ def test_presets_are_all_the_functions_of_their_module(presets):
 
 
 def test_the_paper_trained_published_architectures():
-    assert set(zoo.paper.PRESETS) <= set(zoo.PRESETS) <= set(zoo.__all__)
+    names = {name.removesuffix("_long_only") for name in zoo.paper.PRESETS}
+    assert names <= set(zoo.PRESETS) <= set(zoo.__all__)

@@ -1,0 +1,131 @@
+"""The delta rule: a matrix as memory, in which what a key recalls is corrected towards a value. Per head,
+
+    w_t = beta_t (v_t - a_t S_{t-1}^T k_t)          write: the error of what is recalled, times beta_t
+    S_t = a_t S_{t-1} + k_t w_t^T                   a decays, or is 1
+    o_t = S_t^T q_t                                 read after the write
+
+q, k [d_key], v, w, o [d_value], beta and a numbers, S [d_key, d_value]; before the first position S is
+`initial`, or 0. Schlag, Irie & Schmidhuber (2021), arXiv:2102.11174; with decay Yang et al. (2024),
+arXiv:2412.06464. Equivalently S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T.
+
+One function, two paths. The fast path takes a chunk of positions at a time (`chunked_delta_rule`). The explicit
+path, taken when decays, writes or states are asked for, takes one position after the other and holds all states
+(`delta_rule_path`). Since the two round differently, the result is that of the fast path plus what the edits
+changed in the explicit one: exactly 0 if they only looked.
+"""
+
+from collections.abc import Callable
+from functools import reduce
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .chunked_delta_rule import chunked_delta_rule
+from .delta_rule_path import Inputs, batch_major, walk, with_graph
+from .state_edit import check_edited
+from .trajectory_edit import Setting, hand_out
+
+Edit = Callable[[Tensor], object]
+
+
+def delta_rule(
+    q: Float[Tensor, "batch pos head d_key"],
+    k: Float[Tensor, "batch pos head d_key"],
+    v: Float[Tensor, "batch pos head d_value"],
+    beta: Float[Tensor, "batch pos head"],
+    log_decay: Float[Tensor, "batch pos head"] | None = None,
+    initial: Float[Tensor, "batch head d_key d_value"] | None = None,
+    *,
+    edit_decay: Edit | None = None,
+    edit_write: Edit | None = None,
+    edit_state: Edit | None = None,
+    chunk: int | None = None,
+) -> tuple[Float[Tensor, "batch pos head d_value"], Float[Tensor, "batch head d_key d_value"]]:
+    """The reads o, and the state after the last position.
+
+    The edits are handed fresh tensors, and what they return (None: what they were handed) is computed with:
+    `edit_decay` exp(log_decay), factors that it may set to anything; `edit_write` all w [batch, pos, head,
+    d_value]; then `edit_state` all states [batch, pos, head, d_key, d_value]. Writes and states are trajectories:
+    entries that are changed, or that a `StateEdit` names, are set, and all that comes after them, later writes
+    included, is computed again from there. Gradients at what is returned are total; if it is detached as a
+    whole, gradients stop there.
+
+    Half precision is computed in float32: o comes back in the dtype of v, the last state in float32. `chunk`,
+    the most positions that the fast path takes at a time, changes rounding only.
+    """
+    _check_shapes(q, k, v, beta, log_decay, initial)
+    if edit_decay is not None and log_decay is None:
+        raise ValueError("there are no decays to edit: log_decay is None.")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}.")
+    given = [tensor for tensor in (q, k, v, beta, log_decay, initial) if tensor is not None]
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in given), torch.float32)
+    o_dtype = v.dtype
+    q, k, v, beta = (tensor.to(dtype) for tensor in (q, k, v, beta))
+    log_decay, initial = (None if x is None else x.to(dtype) for x in (log_decay, initial))
+
+    if edit_decay is None and edit_write is None and edit_state is None:
+        o, last = chunked_delta_rule(q, k, v, beta, log_decay, initial, chunk)
+        return o.to(o_dtype), last
+    with torch.no_grad():
+        exact = chunked_delta_rule(q, k, v, beta, log_decay, initial, chunk)
+    # A clone: the exponential keeps its result for its gradient, and an edit may write into what it is handed.
+    decay = None if log_decay is None else log_decay.exp().clone()
+    plain, edited = explicit_delta_rule(Inputs(q, k, v, beta, decay, initial), edit_decay, edit_write, edit_state)
+    o, last = (x + (y - z) for x, y, z in zip(exact, edited, plain, strict=True))
+    return o.to(o_dtype), last
+
+
+Result = tuple[Tensor, Tensor]  # o and the last state
+
+
+def explicit_delta_rule(
+    inputs: Inputs, edit_decay: Edit | None, edit_write: Edit | None, edit_state: Edit | None
+) -> tuple[Result, Result]:
+    """Without the edits, as numbers alone; and with them, as a function of the inputs and of what they return."""
+    nothing = Setting()
+    path = plain = walk(inputs, nothing, nothing)
+    if edit_decay is not None and inputs.decay is not None:
+        before = inputs.decay.detach().clone()
+        returned = edit_decay(inputs.decay)
+        if returned is not None:
+            inputs = inputs._replace(decay=check_edited("decays", returned, before))
+        if not torch.equal(inputs.decay, before):
+            path = walk(inputs, nothing, nothing)
+    writes = states = nothing
+    if edit_write is not None:
+        writes = hand_out("writes", with_graph(inputs, nothing, nothing, path)[2], edit_write)
+        if writes.cuts:
+            path = walk(inputs, writes, nothing)
+    if edit_state is not None:
+        states = hand_out("states", with_graph(inputs, writes, nothing, path)[3], edit_state)
+        if states.cuts:
+            path = walk(inputs, writes, states)
+    o, last, *_ = with_graph(inputs, writes, states, path)
+    heads = inputs.q.shape[2]
+    return (batch_major(plain.o, heads), plain.states[-1].unflatten(0, (-1, heads))), (o, last)
+
+
+def _check_shapes(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, initial: Tensor | None
+) -> None:
+    if q.ndim != 4 or v.ndim != 4 or v.shape[1] == 0:
+        raise ValueError(
+            "q must be [batch, pos, head, d_key] and v [batch, pos, head, d_value] with at least one position, "
+            f"got {tuple(q.shape)} and {tuple(v.shape)}."
+        )
+    (batch, pos, heads, d_value), d_key = v.shape, q.shape[3]
+    wanted = {
+        "q": (q, (batch, pos, heads, d_key)),
+        "k": (k, (batch, pos, heads, d_key)),
+        "beta": (beta, (batch, pos, heads)),
+        "log_decay": (log_decay, (batch, pos, heads)),
+        "initial": (initial, (batch, heads, d_key, d_value)),
+    }
+    for name, (tensor, shape) in wanted.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{name} must have shape {shape} beside q with d_key {d_key} and v {tuple(v.shape)}, "
+                f"got {tuple(tensor.shape)}."
+            )

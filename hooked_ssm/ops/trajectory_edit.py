@@ -1,0 +1,67 @@
+"""What a hook on a trajectory sets, for recurrences in which everything after a set entry responds to it.
+
+A hook is handed a copy X of the trajectory and returns Y. Entries that differ, or that a `StateEdit` names, are
+*set*: the recurrence is computed again with them. Elsewhere Y is X, and is what the recurrence computes there
+anyway: but the gradient at Y is that of adding something to the entry and carrying it on.
+
+Whoever computes the recurrence again sends Y this total gradient, everywhere, and `carried`, at entries that are
+not set, the same once more. X passes on what reached it through the hook beyond that: nothing, unless Y depends
+on X in some other way. An entry that is not set, and through which nothing came (the hook detached it, or put
+a constant equal to what was there), counts as untouched.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .state_edit import StateEdit, _beyond, _by_position, _check_mask, check_edited
+
+
+class Setting(NamedTuple):
+    """What a hook on a trajectory returned.
+
+    values: [batch, pos, ...], computed with where set.
+    carried: receives the total gradient of what is not set.
+    cuts: for the positions with set entries, which ones [batch, ...].
+    stop: whether the values as a whole were detached, so that gradients stop there.
+    """
+
+    values: Tensor | None = None
+    carried: Tensor | None = None
+    cuts: dict[int, Tensor] = {}
+    stop: bool = False
+
+
+def hand_out(name: str, trajectory: Tensor, edit: Callable[[Tensor], object]) -> Setting:
+    """Gives `edit` a fresh copy of the trajectory [batch, pos, ...], which it may write into."""
+    seen, carried = _Handed.apply(trajectory)  # pyright: ignore[reportGeneralTypeIssues]
+    returned = edit(seen)
+    values, mask = (returned.states, returned.mask) if isinstance(returned, StateEdit) else (returned, None)
+    values = seen if values is None else check_edited(name, values, seen)
+    if mask is not None:
+        _check_mask(mask, seen)
+    same = torch.equal(values, trajectory)
+    cuts = {}
+    if not same or mask is not None:
+        changed = values.detach() != trajectory.detach()
+        cuts = _by_position(changed if mask is None else mask | changed)
+    return Setting(values, carried, cuts, trajectory.requires_grad and not values.requires_grad)
+
+
+class _Handed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, trajectory):
+        ctx.set_materialize_grads(False)
+        # `carried` has a gradient, but no memory of its own.
+        carried = trajectory.new_zeros(()).expand(trajectory.shape)
+        return trajectory.clone(memory_format=torch.contiguous_format), carried
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, through_hook, carried):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if through_hook is None or carried is None:
+            return through_hook
+        return _beyond(through_hook, carried)
