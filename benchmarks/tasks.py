@@ -1,4 +1,4 @@
-"""Associative-recall documents a second: ours, and one document at a time. `python -m benchmarks.tasks`
+"""Documents a second: ours, and one document at a time. `python -m benchmarks.tasks`
 
 The original generator is not an installable package, so the peers restate its way of working: a Python list
 of tokens and a schema of dictionaries for each document, then lists padded into a batch with its labels.
@@ -6,6 +6,8 @@ One draws as the original does (numpy's legacy `choice`, which permutes the whol
 `random.sample`, the quickest way there is to draw a few of many in plain Python.
 
 All make the same documents in law: 4096 keys, 4096 values, 16 pairs, 37 tokens, with labels and positions.
+Treecall's peer is that of `benchmarks.treecall`; the further tasks have none here.
+
 Times are process CPU time on one thread, the ways taken in turn, the median over the rounds.
 """
 
@@ -14,6 +16,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,12 +24,25 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tasks import BOS, EOS, IGNORE, PAD, AssociativeRecall
+from benchmarks import treecall
+from tasks import (
+    BOS,
+    EOS,
+    IGNORE,
+    PAD,
+    AssociativeRecall,
+    AssociativeTreecall,
+    Induction,
+    MultiQueryAssociativeRecall,
+    SelectiveCopying,
+)
 
 ROUNDS = 7
 BULK, BATCH = 100_032, 32
 PEER_DOCUMENTS = 3200  # a round; their cost a document does not depend on how many are asked for
 BAR = 500_000
+TREECALL_BULK, TREECALL_PEER = 8192, 256
+TREECALL_GRAMMARS = (0, 1)
 
 Draw = Callable[[int, int], list[int]]  # how many there are, how many to draw without replacement
 
@@ -92,8 +108,21 @@ def rates(ways: dict[str, tuple[Callable[[], object], int]]) -> dict[str, float]
     return {name: n / statistics.median(times[name]) for name, (_, n) in ways.items()}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def further_tasks(console: Console) -> None:
+    """Documents of about 64 tokens a second, of the tasks without a peer here."""
+    further = (
+        MultiQueryAssociativeRecall(length=62),
+        Induction(length=32, n_repeated=30),
+        SelectiveCopying(length=46, n_copied=16),
+    )
+    found = rates({task.name: (partial(task.sample, BULK, 0), BULK) for task in further})
+    table = Table("further tasks", "tokens", "documents a second")
+    for task in further:
+        table.add_row(task.name, str(task.n_ctx), f"{found[task.name]:,.0f}")
+    console.print(table)
+
+
+def recall_table(console: Console) -> None:
     task, generator = AssociativeRecall(), torch.Generator().manual_seed(0)
     choose, legacy = random.Random(0), np.random.RandomState(0)
 
@@ -126,13 +155,9 @@ def main() -> None:
     bulk = rates({name: (partial(make, sizes[name]), sizes[name]) for name, make in ways.items()})
     small = rates({name: (batches(make, PEER_DOCUMENTS), PEER_DOCUMENTS) for name, make in ways.items()})
 
-    console = Console()
-    console.print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, one thread, "
-        f"{platform.machine()}; medians of {ROUNDS} interleaved rounds of CPU time. At once: ours {BULK:,}, "
-        f"the others {PEER_DOCUMENTS:,}, one by one."
+    table = Table(
+        "associative recall, documents a second", "at once", "ours is", f"batches of {BATCH}", "ours is"
     )
-    table = Table("documents a second", "at once", "ours is", f"batches of {BATCH}", "ours is")
     for name in ways:
         table.add_row(
             name,
@@ -143,6 +168,49 @@ def main() -> None:
         )
     console.print(table)
     console.print(f"Bar: {BAR:,} documents a second at once; {'met' if bulk['ours'] >= BAR else 'NOT met'}.")
+
+
+def treecall_table(console: Console) -> None:
+    table = Table(
+        "treecall, documents a second", "one at a time", "ours", "ours is", "with new test bodies", "is"
+    )
+    least = float("inf")
+    for name in treecall.SETTINGS:
+        for seed in TREECALL_GRAMMARS:
+            task = AssociativeTreecall.preset(name, grammar_seed=seed, test_share=0.0)
+            split, peer = replace(task, test_share=0.2), treecall.OneAtATime(task, 0)
+            treecall.check_same_law(task, peer)
+            generator = torch.Generator().manual_seed(0)
+            found = rates(
+                {
+                    "ours": (partial(task.sample, TREECALL_BULK, generator), TREECALL_BULK),
+                    "split": (partial(split.sample, TREECALL_BULK, generator), TREECALL_BULK),
+                    "peer": (partial(peer.documents, TREECALL_PEER), TREECALL_PEER),
+                }
+            )
+            ratios = {way: found[way] / found["peer"] for way in ("ours", "split")}
+            least = min(least, *ratios.values())
+            setting = f"{name}, grammar {seed}: {task.grammar.mean_length:.1f} words a sentence"
+            row = (setting, f"{found['peer']:,.0f}")
+            for way in ("ours", "split"):
+                row += (f"{found[way]:,.0f}", f"{ratios[way]:.0f}x")
+            table.add_row(*row)
+    console.print(table)
+    verdict = "met" if least >= treecall.BAR else "NOT met"
+    console.print(f"Bar: {treecall.BAR} times as fast at each setting; least {least:.0f}; {verdict}.")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    console = Console()
+    console.print(
+        f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, one thread, "
+        f"{platform.machine()}; medians of {ROUNDS} interleaved rounds of CPU time. At once: ours {BULK:,}, "
+        f"of treecall {TREECALL_BULK:,}; the others {PEER_DOCUMENTS:,} and {TREECALL_PEER:,}, one by one."
+    )
+    recall_table(console)
+    treecall_table(console)
+    further_tasks(console)
 
 
 if __name__ == "__main__":

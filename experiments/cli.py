@@ -1,5 +1,6 @@
 """hooked-ssm: train models on recall tasks, and find by intervention how they do it."""
 
+import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,11 +11,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from hooked_ssm import zoo
+from hooked_ssm.config import check_known
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 
 Architecture = Enum("Architecture", {name: name for name in zoo.PRESETS}, type=str)
+
+
+DIMENSIONS = {"distance": "distance from key to value", "depth": "depth of the key"}
 
 
 class Half(str, Enum):
@@ -32,11 +37,12 @@ class Procedure(str, Enum):
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for runs, heat maps and the report.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Attention and Mamba only.")] = False,
 ) -> None:
-    """Train attention, Mamba, and Mamba without convolution on associative recall; say how each recalls."""
+    """Train every architecture of the paper on associative recall, small; say how each of them recalls."""
     from experiments.demo import run_demo
 
-    run_demo(out, console)
+    run_demo(out, console, quick=quick)
 
 
 @app.command()
@@ -45,13 +51,16 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run. A run that was cut off goes on.")],
     d_model: Annotated[int, typer.Option(help="Width of the residual stream.")] = 64,
     n_layers: Annotated[int, typer.Option(help="Number of blocks.")] = 2,
-    d_conv: Annotated[int | None, typer.Option(help="Width of the short convolution; 0 removes it.")] = None,
-    keys: Annotated[int, typer.Option(help="Number of keys.")] = 4096,
-    values: Annotated[int, typer.Option(help="Number of values.")] = 4096,
-    pairs: Annotated[int, typer.Option(help="Pairs a document.")] = 16,
-    queries: Annotated[int, typer.Option(help="Supervised queries a training document.")] = 1,
-    query: Annotated[Half, typer.Option(help="Which half of a pair is the query.")] = Half.KEY,
-    held_out: Annotated[float, typer.Option(help="Share of key-value pairs kept for the test.")] = 0.0,
+    model: Annotated[
+        list[str] | None, typer.Option(help="An option of the preset, as in d_conv=0; may be repeated.")
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="As the paper trained it, not as it was published.")
+    ] = False,
+    task: Annotated[str, typer.Option(help="What is learned: the name of a task.")] = "associative_recall",
+    setting: Annotated[
+        list[str] | None, typer.Option(help="A setting of the task, as in n_keys=64; may be repeated.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 50_016,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     batch_size: Annotated[int, typer.Option(help="Documents a step.")] = 32,
@@ -60,23 +69,23 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of weights and documents.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads; by default as many as torch likes.")] = None,
 ) -> None:
-    """Train one model on associative recall. The defaults are the paper's task and schedule."""
+    """Train one model on one task. The defaults are the paper's associative recall and its schedule."""
     from dataclasses import replace
 
     from experiments import training
     from experiments.runs import TrainConfig
-    from tasks import AssociativeRecall
+    from tasks import AssociativeRecall, Task
 
     set_threads(threads)
-    task = AssociativeRecall(
-        n_keys=keys, n_values=values, n_pairs=pairs, n_queries=queries, query=query.value, held_out=held_out
-    )
-    options: dict[str, Any] = {} if d_conv is None else {"d_conv": d_conv}
-    model = zoo.PRESETS[arch.value](d_model=d_model, n_layers=n_layers, d_vocab=task.d_vocab, **options)
+    learned = Task.from_dict({"task": task, **assignments(setting, "--setting")})
+    several = isinstance(learned, AssociativeRecall) and learned.n_queries > 1
+    presets = zoo.paper.PRESETS if paper else zoo.PRESETS
+    check_known([arch.value], set(presets), "preset of hooked_ssm.zoo.paper" if paper else "preset")
+    options = {"n_ctx": max(1024, learned.n_ctx), **assignments(model, "--model")}
     cfg = TrainConfig(
-        task=task,
-        eval_task=replace(task, n_queries=1) if queries > 1 else None,
-        model=model,
+        task=learned,
+        eval_task=replace(learned, n_queries=1) if several else None,
+        model=presets[arch.value](d_model=d_model, n_layers=n_layers, d_vocab=learned.d_vocab, **options),
         steps=steps,
         lr=lr,
         batch_size=batch_size,
@@ -109,6 +118,7 @@ def evaluate(
     from experiments.evaluation import evaluate_run
     from experiments.report import entry, write_report
     from experiments.runs import Run
+    from experiments.tables import summary_table
     from hooked_ssm.plotting import fixed
 
     set_threads(threads)
@@ -121,6 +131,9 @@ def evaluate(
         attrib, low, high, restored = (fixed(row[name], 3) for name in ("attrib", "low", "high", "restored"))
         table.add_row(row["hook"], row["position"], attrib, f"{low} .. {high}", restored)
     console.print(table)
+    for by in dict.fromkeys(part.by for part in evaluation.parts):
+        some = {part.value: part for part in evaluation.parts if part.by == by}
+        console.print(summary_table(f"by {DIMENSIONS[by]}", some, first=by))
     rule, score = evaluation.best_heuristic
     console.print(
         f"accuracy {evaluation.accuracy:.1%} (best heuristic {rule}: {score:.1%}), {docs} documents"
@@ -129,6 +142,20 @@ def evaluate(
     name = run.resolve().name
     page = write_report(name, "One run, evaluated.", [entry(name, finished, evaluation)], run)
     say(f"Report: {page.resolve()}")
+
+
+def assignments(given: list[str] | None, option: str) -> dict[str, Any]:
+    """["n_keys=64", "query=value"] as {"n_keys": 64, "query": "value"}: values are JSON, or else text."""
+    values = {}
+    for each in given or ():
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise ValueError(f"{option} wants name=value, got {each!r}.")
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = value
+    return values
 
 
 def say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The main job in minutes: three models learn associative recall; interventions say how each does it."""
+"""The main job in minutes: small models learn associative recall; interventions say how each does it."""
 
 import multiprocessing
 import os
@@ -7,14 +7,13 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from experiments.evaluation import Evaluation, evaluate_run
 from experiments.report import entry, write_report
 from experiments.runs import Run, TrainConfig
+from experiments.tables import summary_table
 from experiments.training import progress_bar, train
 from hooked_ssm import zoo
 from tasks import AssociativeRecall
@@ -26,35 +25,49 @@ INTRO = (
 )
 
 
+QUICK = ("Attention", "Mamba", "Mamba without convolution")
+
+
 def demo_configs() -> dict[str, TrainConfig]:
-    """The models of the demo by name, each with a recipe that solves its task, if it can, in two minutes.
+    """The models of the demo by name, each with a recipe that solves its task, if it can, in minutes.
 
     Initial embeddings have unit norm and linear maps PyTorch's scale: with the paper's small ones attention
-    takes longer to leave the plateau where it answers any value of the document. Mamba wants a large rate.
+    takes longer to leave the plateau where it answers any value of the document. Those with a recurrence want
+    a large rate.
     """
     size = {"d_model": 64, "d_vocab": TASK.d_vocab, "n_ctx": 64, "linear_std": None, "embed_std": 0.125}
     common = {
         "task": TASK,
         "n_train": None,
+        "batch_size": 128,
         "eval_every": 50,
         "checkpoint_every": 250,
         "stop_at_accuracy": 0.99,
     }
-    mamba_like = {"steps": 2000, "lr": 1e-2, "warmup": 0.075, "batch_size": 128, **common}
+    small = {"steps": 3000, "lr": 1e-3, **common}
+    middle = {"steps": 3000, "lr": 3e-3, **common}
+    large = {"steps": 2000, "lr": 1e-2, "warmup": 0.075, **common}
     return {
-        "Attention": TrainConfig(model=zoo.attention(**size), steps=3000, lr=1e-3, batch_size=128, **common),
-        "Mamba": TrainConfig(model=zoo.mamba(**size), **mamba_like),
-        "Mamba without convolution": TrainConfig(model=zoo.mamba(d_conv=0, **size), **mamba_like),
+        "Attention": TrainConfig(model=zoo.attention(**size), **small),
+        "Based": TrainConfig(model=zoo.based(**size), **middle),
+        "Mamba": TrainConfig(model=zoo.mamba(**size), **large),
+        "Mamba without convolution": TrainConfig(model=zoo.mamba(d_conv=0, **size), **large),
+        "DeltaNet": TrainConfig(model=zoo.delta_net(**size), **middle),
+        "H3": TrainConfig(model=zoo.h3(**size), **middle),
+        "Hyena": TrainConfig(model=zoo.hyena(**size), **middle),
     }
 
 
-def run_demo(folder: Path, console: Console) -> Path:
-    """Train what is not trained yet, evaluate, print the table, write the report; return its path."""
-    configs = demo_configs()
+def run_demo(folder: Path, console: Console, *, quick: bool = False) -> Path:
+    """Train what is not trained yet, evaluate, print the table, write the report; return its path.
+
+    quick: only the models named in `QUICK`.
+    """
+    configs = {name: cfg for name, cfg in demo_configs().items() if not quick or name in QUICK}
     runs = {name: folder / name.lower().replace(" ", "-") for name in configs}
     started = time.perf_counter()
     evaluations = train_and_evaluate(configs, runs)
-    console.print(summary_table(evaluations))
+    console.print(summary_table("How do they recall?", evaluations))
     for name, evaluation in evaluations.items():
         found = evaluation.mechanism
         console.print(f"[bold]{name}[/bold]: {found.name}. {escape(found.evidence)}")
@@ -97,26 +110,3 @@ def train_and_evaluate_one(cfg: TrainConfig, folder: Path) -> Evaluation:
     run = train(cfg, folder, progress=False)
     kept = folder / "evaluation.json"
     return Evaluation.load(kept) if kept.exists() else evaluate_run(run)
-
-
-def summary_table(evaluations: dict[str, Evaluation]) -> Table:
-    """Accuracy, heuristics, attributions at the second block's input, and the mechanism of every model."""
-    table = Table(title="How do they recall?", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("model", min_width=11)
-    for number in ("accuracy", "heuristic", "@ key", "@ value", "@ query", "best conv"):
-        table.add_column(number, justify="right")
-    table.add_column("mechanism", min_width=9)
-    for name, evaluation in evaluations.items():
-        table.add_row(
-            name,
-            f"{evaluation.accuracy:.1%}",
-            f"{evaluation.best_heuristic[1]:.1%}",
-            *(evaluation.cell("blocks.1.hook_resid_pre", position) for position in ("key", "value", "query")),
-            evaluation.best_conv_cell,
-            evaluation.mechanism.name,
-        )
-    table.caption = (
-        "heuristic: the best simple rule. @: Attrib of the second block's input. best conv: the largest "
-        "Attrib of a convolution's output at the value or after it. 1 restores all."
-    )
-    return table

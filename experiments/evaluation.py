@@ -11,51 +11,55 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from experiments.mechanism import SOLVING_RULES, STORES, Mechanism, mechanism
+from experiments.mechanism import STORES, Mechanism, mechanism
 from experiments.runs import Run
 from experiments.training import TEST_SEED_OFFSET, evaluate
 from hooked_ssm import HookedSSM
-from hooked_ssm.interchange import interchange
+from hooked_ssm.interchange import Interchange, interchange
 from hooked_ssm.plotting import fixed
 from hooked_ssm.saving import write_atomically
-from tasks import Documents
+from tasks import Documents, Task, TreeDocuments
 
 COMPONENTS = ("hook_resid_pre", "hook_mixer_out", "hook_conv")
 POSITIONS = ("key", "value", "value+1", "value+2", "divider", "query")
+FAR = 4  # distances and depths from here on are one group
 KEY_SITES = ("key", "query_item_orig")  # two names of the token that the mechanism's rule is about
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """accuracy, p_clean, p_corrupted: over `docs` held-out documents. gap: Attrib's denominator.
+class Scores:
+    """What some documents say: accuracy beside the heuristics', and attributions.
 
-    heuristics: accuracy of each simple rule on the same documents. table: `Interchange.table()`.
-    site, procedure: which token was corrupted, and how.
+    heuristics: accuracy of each simple rule on these documents; solving_rule: the one of them that is always
+    right, if one is. gap: Attrib's denominator. table: `Interchange.table()`.
     """
 
-    accuracy: float
-    loss: float
-    heuristics: dict[str, float]
-    p_clean: float
-    p_corrupted: float
-    gap: float
     docs: int
-    seed: int
-    site: str
-    procedure: str
+    accuracy: float
+    heuristics: dict[str, float]
+    solving_rule: str | None
+    gap: float
     table: pd.DataFrame
-    mechanism: Mechanism
+
+    @property
+    def rivals(self) -> dict[str, float]:
+        """The heuristics that a model has to beat."""
+        return rivals(self.heuristics, self.solving_rule)
 
     @property
     def best_heuristic(self) -> tuple[str, float]:
         """Name and accuracy of the best simple rule other than the one that solves the task."""
-        rivals = {name: value for name, value in self.heuristics.items() if name not in SOLVING_RULES}
-        return max(rivals.items(), key=lambda item: item[1])
+        return max(self.rivals.items(), key=lambda item: item[1])
 
     def cell(self, hook: str, position: str) -> str:
         """Attrib of one hook at one position, or "-" if the model has no such hook."""
         found = self.table[(self.table.hook == hook) & (self.table.position == position)].attrib
         return fixed(found.iloc[0], 2) if len(found) else "-"
+
+    @property
+    def last_input(self) -> str:
+        """The input of the last block."""
+        return [hook for hook in self.table.hook.unique() if hook.endswith("hook_resid_pre")][-1]
 
     @property
     def best_conv_cell(self) -> str:
@@ -66,18 +70,48 @@ class Evaluation:
         best = convs.loc[convs.attrib.idxmax()]
         return f"{fixed(best.attrib, 2)} ({best.position})"
 
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "table": self.table.to_dict("records")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Scores):
+    """The documents with one distance from key to value, or one depth of the key: by, value."""
+
+    by: str
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Scores):
+    """All documents: loss, p_clean and p_corrupted are means over them.
+
+    site, procedure: which token was corrupted, and how. parts: the documents by distance from key to value
+    and by depth, where these differ between them.
+    """
+
+    loss: float
+    p_clean: float
+    p_corrupted: float
+    seed: int
+    site: str
+    procedure: str
+    mechanism: Mechanism
+    parts: list[Part]
+
     def save(self, path: Path) -> None:
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        values["table"] = self.table.to_dict("records")
-        values["mechanism"] = asdict(self.mechanism)
+        values = self.to_json() | {
+            "mechanism": asdict(self.mechanism),
+            "parts": [part.to_json() for part in self.parts],
+        }
         write_atomically(path, lambda file: file.write_text(json.dumps(values, indent=1) + "\n"))
 
     @classmethod
     def load(cls, path: Path) -> "Evaluation":
         values: dict[str, Any] = json.loads(path.read_text())
-        values["table"] = pd.DataFrame(values["table"])
         values["mechanism"] = Mechanism(**values["mechanism"])
-        return cls(**values)
+        values["parts"] = [Part(**part | {"table": pd.DataFrame(part["table"])}) for part in values["parts"]]
+        return cls(**values | {"table": pd.DataFrame(values["table"])})
 
 
 def evaluate_run(
@@ -99,7 +133,6 @@ def evaluate_run(
     clean = cfg.test_task.sample(docs, generator=seed, split="test")
     corrupted = cfg.test_task.corrupt(clean, site, generator=seed + 1, procedure=procedure).to(device)
     clean = clean.to(device)
-    scores = evaluate(model, clean)
     result = interchange(
         model,
         clean.tokens,
@@ -109,28 +142,64 @@ def evaluate_run(
         hooks=hooks_of(model, list(dict.fromkeys([*COMPONENTS, *components]))),
         positions=named_positions(clean),
     )
-    heuristics = {name: float(p.double().mean()) for name, p in cfg.test_task.heuristics(clean).items()}
-    table = result.table()
-    if site in KEY_SITES:
-        verdict = mechanism(scores["test_accuracy"], heuristics, result.gap, table)
-    else:
+    parts = [
+        Part(by=by, value=value, **scores_of(model, cfg.test_task, clean[which], result.select(which)))
+        for by, value, which in groups_of(clean)
+    ]
+    scores = scores_of(model, cfg.test_task, clean, result)
+    if site not in KEY_SITES:
         verdict = Mechanism("not judged", f"the rule is about a corrupted key, here the {site} was corrupted")
+    elif torch.equal(clean.positions["key"], clean.positions["value"]):
+        verdict = Mechanism("not judged", "key and value are one token of this task")
+    else:
+        beaten = rivals(scores["heuristics"], scores["solving_rule"])
+        verdict = mechanism(scores["accuracy"], beaten, result.gap, scores["table"])
     evaluation = Evaluation(
-        accuracy=scores["test_accuracy"],
-        loss=scores["test_loss"],
-        heuristics=heuristics,
+        **scores,
+        loss=evaluate(model, clean)["test_loss"],
         p_clean=float(result.p_clean.mean()),
         p_corrupted=float(result.p_corrupted.mean()),
-        gap=result.gap,
-        docs=docs,
         seed=seed,
         site=site,
         procedure=procedure,
-        table=table,
         mechanism=verdict,
+        parts=parts,
     )
     evaluation.save(run.folder / "evaluation.json")
     return evaluation
+
+
+def scores_of(model: HookedSSM, task: Task, docs: Documents, result: Interchange) -> dict[str, Any]:
+    """The fields of `Scores`."""
+    return {
+        "docs": len(docs),
+        "accuracy": evaluate(model, docs)["test_accuracy"],
+        "heuristics": {name: float(p.double().mean()) for name, p in task.heuristics(docs).items()},
+        "solving_rule": task.solving_rule,
+        "gap": result.gap,
+        "table": result.table(),
+    }
+
+
+def groups_of(docs: Documents) -> list[tuple[str, str, Bool[Tensor, " batch"]]]:
+    """The documents by distance from key to value, and by depth of the key where they are trees.
+
+    What is `FAR` or more is one group. Nothing where all documents are alike.
+    """
+    quantities = {"distance": docs.positions["value"] - docs.positions["key"]}
+    if isinstance(docs, TreeDocuments):
+        quantities["depth"] = docs.query_depth
+    groups = []
+    for by, quantity in quantities.items():
+        near = quantity.clamp(max=FAR)
+        for value in near.unique().tolist() if len(quantity.unique()) > 1 else []:
+            groups.append((by, f"{value} or more" if value == FAR else str(value), near == value))
+    return groups
+
+
+def rivals(heuristics: dict[str, float], solving_rule: str | None) -> dict[str, float]:
+    """The heuristics that a model has to beat."""
+    return {name: value for name, value in heuristics.items() if name != solving_rule}
 
 
 def hooks_of(model: HookedSSM, components: Sequence[str]) -> list[str]:

@@ -14,7 +14,8 @@ association of key and value, past that point. With n layers and Attrib as in `h
 4. direct retrieval: otherwise, every block input restores at key or query (Attrib >= 0.5): the key is looked
    up from the query without having been joined to the value at one position.
 5. mixed: none of these; the attributions are spread over positions.
-6. not judged: the rule is about a corrupted key, and another token was corrupted.
+6. not judged: the rule is about a corrupted key, and another token was corrupted; or key and value are one
+   token, as in selective copying.
 
 A convolution of a block before l may also be how rule 2's association came to be at the value: the evidence
 lists both. Attrib at these positions need not sum to 1, so the evidence also has the rest of the positions,
@@ -38,7 +39,6 @@ MECHANISMS = (
 STORES = ("value", "value+1", "value+2")
 STRONG = 0.5
 MARGIN = 0.1
-SOLVING_RULES = ("induction", "reverse_induction")
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Mechanism:
     evidence: str
 
 
-def mechanism(accuracy: float, heuristics: dict[str, float], gap: float, table: pd.DataFrame) -> Mechanism:
-    """The mechanism of a model with this accuracy, these heuristics' accuracies and `Interchange.table()`.
+def mechanism(accuracy: float, rivals: dict[str, float], gap: float, table: pd.DataFrame) -> Mechanism:
+    """The mechanism of a model with this accuracy and `Interchange.table()`.
 
+    rivals: the accuracy of each heuristic but the one that solves the task.
     gap: the denominator of Attrib. The table needs each block's `hook_resid_pre`, and each `hook_conv` that
     the model has, at the positions key, query and as many of `STORES` as there are. Raises ValueError if it
     has no `hook_resid_pre`.
     """
-    rivals = {name: value for name, value in heuristics.items() if name not in SOLVING_RULES}
     best = max(rivals, key=lambda name: rivals[name])
     if accuracy < rivals[best] + MARGIN:
         return Mechanism("not learned", f"accuracy {accuracy:.1%}, heuristic {best} {rivals[best]:.1%}")

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from experiments import mechanism
-from experiments.evaluation import Evaluation
+from experiments.evaluation import Evaluation, rivals
 from experiments.mechanism import short_name
 from experiments.runs import Run, TrainConfig
 from hooked_ssm import plotting
@@ -52,13 +52,13 @@ def attribution_map(name: str, evaluation: Evaluation) -> Picture:
 def training_curve(name: str, run: Run) -> Picture:
     """Accuracy on held-out documents over training, with the best heuristic that does not solve the task."""
     metrics, result = run.metrics(), run.result()
-    rivals = {k: v for k, v in result["heuristics"].items() if k not in mechanism.SOLVING_RULES}
-    best = max(rivals, key=lambda rule: rivals[rule])
+    named = rivals(result["heuristics"], result["solving_rule"])
+    best = max(named, key=lambda rule: named[rule])
     return plotting.curves(
         {name: (metrics.step.tolist(), metrics.test_accuracy.tolist())},
         y_label="accuracy, held-out documents",
         title=name,
-        levels={f"heuristic {best}": rivals[best]},
+        levels={f"heuristic {best}": named[best]},
     )
 
 

@@ -132,6 +132,7 @@ def summary(cfg: TrainConfig, record: dict[str, Any], test: Documents) -> dict[s
     return {
         **{key: float(value) for key, value in record.items()},
         "heuristics": heuristics,
+        "solving_rule": cfg.test_task.solving_rule,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),

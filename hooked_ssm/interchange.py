@@ -10,13 +10,14 @@ as in the paper (arXiv:2505.15105); it can leave [0, 1], and means little where 
 
 Works on any causal TransformerLens `HookedRootModule` or bridge, at hooks that are [batch, pos, ...]. Models
 that can start at a layer and unembed chosen positions, as `HookedSSM` can, run only what an intervention
-changes.
+changes, see `hooked_ssm.patching`.
 """
 
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from hooked_ssm.patching.base_run import BaseRun
+from hooked_ssm.patching.rows import Cell, Patch
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,11 @@ class Interchange:
     def attrib(self) -> Float[Tensor, "hook position"]:
         """Attrib of every hook at every position."""
         return self.prob_diff.mean(-1) / self.gap
+
+    def select(self, docs: Bool[Tensor, " doc"] | Int[Tensor, " some"]) -> "Interchange":
+        """The same for some of the documents."""
+        per_doc = (tensor[..., docs] for tensor in vars(self).values() if isinstance(tensor, Tensor))
+        return Interchange(self.hooks, self.positions, *per_doc)
 
     def interval(
         self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
@@ -97,13 +106,13 @@ def interchange(
     answer_pos: Int[Tensor, " doc"],
     hooks: Sequence[str],
     positions: Mapping[str, Int[Tensor, " doc"] | Bool[Tensor, "doc pos"]],
-    batch_size: int = 32,
+    batch_size: int = 128,
 ) -> Interchange:
     """Replace each hook's activation at each named position of the corrupted run by the clean run's.
 
     answer, answer_pos: the token whose probability is read, and where it is predicted.
     positions: for each name one position a document, or a mask of several that are replaced together.
-    batch_size: documents at a time; all positions of a hook run as one batch of batch_size * len(positions).
+    batch_size: documents at a time.
 
     Raises ValueError for documents of different shapes, positions or answers that do not fit them, and hooks
     that have no position axis in second place or do not fire; KeyError for unknown hooks.
@@ -132,91 +141,56 @@ class _Batch:
 
     def __init__(self, model: Any, answer: Tensor, answer_pos: Tensor):
         self.model, self.answer, self.answer_pos = model, answer, answer_pos
-        accepted = inspect.signature(model.forward).parameters
-        self.can_choose_logits = "logit_positions" in accepted
-        # TransformerLens 4.3's bridges take start_at_layer too, but run every layer, the Mamba bridge all of
-        # them on the given residual stream: its logits are then wrong.
-        self.can_start_late = self.can_choose_logits and "start_at_layer" in accepted
 
     def run(self, clean: Tensor, corrupted: Tensor, hooks: list[str], masks: Tensor) -> tuple[Tensor, ...]:
         """p_clean, p_corrupted, p_patched, and the same for logits."""
+        slots = torch.arange(clean.shape[1], device=clean.device) == self.answer_pos[:, None]
         wanted: dict[str, Tensor] = {}
 
         def keep(activation: Tensor, hook: Any, name: str) -> None:
             check_positions_second(name, hook, activation, clean.shape)
             wanted[name] = activation.clone()
 
-        p_clean, logit_clean = self.read(clean, [(name, _with_name(keep, name)) for name in hooks])
+        p_clean, logit_clean = self.clean(clean, [(name, partial(keep, name=name)) for name in hooks])
         check_fired(hooks, wanted)
-        resid: dict[str, Tensor] = {}
-
-        def keep_resid(activation: Tensor, hook: Any, name: str) -> None:
-            resid[name] = activation.clone()
-
-        layers = [layer for name in hooks if (layer := layer_of(name)) is not None]
-        starts = [f"blocks.{layer}.hook_resid_pre" for layer in dict.fromkeys(layers) if self.can_start_late]
-        p_corrupted, logit_corrupted = self.read(corrupted, [(n, _with_name(keep_resid, n)) for n in starts])
-
-        p_patched, logit_patched = [], []
-        for name in hooks:
-            p, logit = self.patched(name, wanted[name], corrupted, resid, masks)
-            p_patched.append(p)
-            logit_patched.append(logit)
-        return (
-            p_clean,
-            p_corrupted,
-            torch.stack(p_patched),
-            logit_clean,
-            logit_corrupted,
-            torch.stack(logit_patched),
+        base = BaseRun(self.model, corrupted, slots)
+        p_corrupted, logit_corrupted = self.read(base.logits(), self.answer)
+        p_patched, logit_patched = (
+            each.repeat(len(hooks), len(masks), 1) for each in (p_corrupted, logit_corrupted)
         )
+        current: dict[str, Tensor] = {}
+        for number, name in enumerate(hooks):
+            if name not in current:  # one layer at a time
+                layer = base.start_layer(name)
+                current = base.activations([other for other in hooks if base.start_layer(other) == layer])
+            value = wanted[name]
+            parts = (slice(None),) * (value.ndim - 2)
+            cells = [Cell(mask, parts) for mask in masks]
+            for some in Patch(base, name, value, cells, current=current[name]).run():
+                cell, doc = some.cell, some.slot  # one slot a document
+                p_patched[number, cell, doc], logit_patched[number, cell, doc] = self.read(
+                    some.logits, self.answer[doc]
+                )
+        return p_clean, p_corrupted, p_patched, logit_clean, logit_corrupted, logit_patched
 
-    def patched(
-        self, name: str, clean_value: Tensor, corrupted: Tensor, resid: dict[str, Tensor], masks: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Probability and logit [position, doc] with one hook replaced, all positions in one batch."""
-        cells = len(masks)
-
-        def replace(activation: Tensor, hook: Any) -> Tensor:
-            activation = activation.unflatten(0, (cells, -1))
-            mask = masks.reshape(*masks.shape, *[1] * (activation.ndim - masks.ndim))
-            return torch.where(mask, clean_value, activation).flatten(0, 1)
-
-        layer = layer_of(name)
-        start = f"blocks.{layer}.hook_resid_pre"
-        if start in resid:
-            input, options = resid[start], {"start_at_layer": int(layer or 0)}
+    def clean(self, tokens: Tensor, fwd_hooks: list[Any]) -> tuple[Tensor, Tensor]:
+        """The answer's probability and logit, run with hooks."""
+        if "logit_positions" in inspect.signature(self.model.forward).parameters:
+            logits = self.model.run_with_hooks(tokens, fwd_hooks=fwd_hooks, logit_positions=self.answer_pos)
         else:
-            input, options = corrupted, {}
-        copies = input.repeat(cells, *[1] * (input.ndim - 1))
-        p, logit = self.read(copies, [(name, replace)], cells, **options)
-        return p.unflatten(0, (cells, -1)), logit.unflatten(0, (cells, -1))
+            logits = self.model.run_with_hooks(tokens, fwd_hooks=fwd_hooks)
+            logits = logits[torch.arange(len(logits)), self.answer_pos]
+        return self.read(logits, self.answer)
 
     def read(
-        self, input: Tensor, fwd_hooks: list[Any], copies: int = 1, **options: Any
+        self, logits: Float[Tensor, "row d_vocab"], answer: Int[Tensor, " row"]
     ) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
-        """Probability and logit of the answer, run with hooks."""
-        answer, where = self.answer.repeat(copies), self.answer_pos.repeat(copies)
-        if self.can_choose_logits:
-            options["logit_positions"] = where
-        logits = self.model.run_with_hooks(input, fwd_hooks=fwd_hooks, **options)
-        low, high = int(answer.min()), int(answer.max())
+        """The answer's probability and logit."""
+        low, high = int(self.answer.min()), int(self.answer.max())
         if low < 0 or high >= logits.shape[-1]:
             raise ValueError(f"answers must lie in 0..{logits.shape[-1] - 1}, got {low}..{high}.")
-        if not self.can_choose_logits:
-            logits = logits[torch.arange(len(logits)), where]
         at_answer = logits.gather(-1, answer[:, None])[:, 0]
         return (at_answer - logits.logsumexp(-1)).exp(), at_answer
-
-
-def _with_name(function: Any, name: str) -> Any:
-    return lambda activation, hook: function(activation, hook, name)
-
-
-def layer_of(name: str) -> str | None:
-    """The layer in a hook's name, as it is written there."""
-    first, *rest = name.split(".")
-    return rest[0] if first == "blocks" and rest else None
 
 
 def as_mask(

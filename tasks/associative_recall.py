@@ -26,13 +26,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tasks import sampling
+from tasks import rules, sampling
 from tasks.corruption import absent_token, original_token
 from tasks.documents import IGNORE, Documents
-from tasks.pairs import PairLaw
-from tasks.task import BOS, EOS, FIRST_CONTENT_TOKEN, PROCEDURES, SPLITS, Task, check_choice, check_count
-
-SITES = ("key", "query_item_orig", "value", "target_item_orig", "query", "query_item")
+from tasks.pairs import PairLaw, swap_first_with
+from tasks.task import (
+    BOS,
+    EOS,
+    FIRST_CONTENT_TOKEN,
+    PROCEDURES,
+    SPLITS,
+    Task,
+    check_choice,
+    check_count,
+    check_length,
+)
 
 
 @dataclass(frozen=True)
@@ -48,26 +56,14 @@ class AssociativeRecall(Task, name="associative_recall"):
     split_seed: int = 0
 
     def __post_init__(self):
-        for name in ("n_keys", "n_values", "n_pairs", "n_queries"):
-            check_count(name, getattr(self, name), least=1)
-        if self.n_pairs > min(self.n_keys, self.n_values):
-            raise ValueError(
-                f"n_pairs must be at most n_keys and n_values, since none repeats in a document: got "
-                f"n_pairs={self.n_pairs}, n_keys={self.n_keys}, n_values={self.n_values}."
-            )
+        check_count("n_queries", self.n_queries, least=1)
+        check_choice("query", self.query, ("key", "value"))
+        self._pair_law.check()
         if self.n_queries > self.n_pairs:
             raise ValueError(
                 f"n_queries must be at most n_pairs, since no pair is queried twice: got "
                 f"n_queries={self.n_queries}, n_pairs={self.n_pairs}."
             )
-        check_choice("query", self.query, ("key", "value"))
-        if isinstance(self.split_seed, bool) or not isinstance(self.split_seed, int):
-            raise TypeError(f"split_seed must be an integer, got {self.split_seed!r}.")
-        if isinstance(self.held_out, bool) or not isinstance(self.held_out, (int, float)):
-            raise TypeError(f"held_out must be a number, got {self.held_out!r}.")
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out must be in [0, 1), got {self.held_out}.")
-        self._pair_law.check()
 
     @property
     def d_vocab(self) -> int:
@@ -86,6 +82,16 @@ class AssociativeRecall(Task, name="associative_recall"):
     def first_value(self) -> int:
         """The lowest value id; the values are first_value .. d_vocab - 1."""
         return FIRST_CONTENT_TOKEN + self.n_keys
+
+    @property
+    def solving_rule(self) -> str:
+        return "induction" if self.query == "key" else "reverse_induction"
+
+    def token_name(self, token: int) -> str:
+        """k0, k1, ... for keys, v0, v1, ... for values."""
+        if token < self.first_key:
+            return super().token_name(token)
+        return f"k{token - self.first_key}" if token < self.first_value else f"v{token - self.first_value}"
 
     def sample(
         self, n: int, generator: torch.Generator | int | None = None, split: str = "train"
@@ -136,8 +142,8 @@ class AssociativeRecall(Task, name="associative_recall"):
         key the value is replaced by a key, never the last one; and a new key may equal another of the body.
         (There, the query itself is no site.)
         """
-        self._check_documents(docs)
-        check_choice("site", site, SITES)
+        check_length(docs, self.n_ctx)
+        check_choice("site", site, self.sites)
         check_choice("procedure", procedure, PROCEDURES)
         generator = sampling.as_generator(generator, purpose="corrupt")
 
@@ -160,31 +166,19 @@ class AssociativeRecall(Task, name="associative_recall"):
           query="key");
         - `reverse_induction`: the token before it (the rule that solves query="value").
         """
-        self._check_documents(docs)
-        body = docs.tokens[:, 1 : 1 + 2 * self.n_pairs]
-        right = body == docs.answer[:, None]
-        values = body >= self.first_value
-        candidate = values if self.query == "key" else ~values
-        index = torch.arange(body.shape[1], device=body.device)
-
-        query = docs.tokens.gather(1, docs.positions["query_item"][:, None])
-        matches = body == query
-        last_match = 1 + torch.where(matches, index, -1).amax(1, keepdim=True)  # as a position; 0 if none
-        after, before = (docs.tokens.gather(1, (last_match + step).clamp(min=0)) for step in (1, -1))
-        first = torch.where(candidate, index, len(index)).amin(1, keepdim=True)
-        last = torch.where(candidate, index, -1).amax(1, keepdim=True)
-
-        def says(token: Tensor, can_say: Tensor) -> Tensor:
-            return ((token.squeeze(1) == docs.answer) & can_say.any(1)).float()
-
+        check_length(docs, self.n_ctx)
+        body = rules.between(docs, 1, 2 * self.n_pairs)
+        values = docs.tokens >= self.first_value
+        candidates = body & (values if self.query == "key" else ~values)
+        match = rules.last_place(rules.occurrences(docs, "query_item", body))
         return {
-            "uniform_vocabulary": torch.full_like(docs.answer, 1 / self.d_vocab, dtype=torch.float32),
-            "uniform_tokens": right.float().mean(1),
-            "uniform_candidates": (right & candidate).sum(1) / candidate.sum(1).clamp(min=1),
-            "first_candidate": says(body.gather(1, first.clamp(max=len(index) - 1)), candidate),
-            "last_candidate": says(body.gather(1, last.clamp(min=0)), candidate),
-            "induction": says(after, matches),
-            "reverse_induction": says(before, matches),
+            "uniform_vocabulary": rules.says_any_token(docs, self.d_vocab),
+            "uniform_tokens": rules.says_one_of(docs, body),
+            "uniform_candidates": rules.says_one_of(docs, candidates),
+            "first_candidate": rules.says(docs, rules.first_place(candidates)),
+            "last_candidate": rules.says(docs, rules.last_place(candidates)),
+            "induction": rules.says(docs, rules.beside(match, 1)),
+            "reverse_induction": rules.says(docs, rules.beside(match, -1)),
         }
 
     def _write_documents(
@@ -199,7 +193,7 @@ class AssociativeRecall(Task, name="associative_recall"):
         queried = sampling.ordered_subsets(len(tokens), self.n_pairs, self.n_queries, generator)
         asked.copy_(queried[:, 0])
         if self.held_out and split == "test":
-            pairs = _swap_first_with(pairs, asked)  # the held-out pair was drawn first
+            pairs = swap_first_with(pairs, asked)  # the held-out pair was drawn first
 
         pairs = pairs + torch.tensor([self.first_key, self.first_value])
         queries = pairs.gather(1, queried[:, :, None].expand(-1, -1, 2))
@@ -216,20 +210,3 @@ class AssociativeRecall(Task, name="associative_recall"):
 
     def _range(self, kind: str) -> tuple[int, int]:
         return (self.first_key, self.n_keys) if kind == "key" else (self.first_value, self.n_values)
-
-    def _check_documents(self, docs: Documents) -> None:
-        if docs.tokens.shape[1] != self.n_ctx:
-            raise ValueError(
-                f"documents of this task have {self.n_ctx} tokens, got {docs.tokens.shape[1]} "
-                f"(tokens of shape {list(docs.tokens.shape)})."
-            )
-
-
-def _swap_first_with(
-    pairs: Int[Tensor, "batch n_pairs 2"], where: Int[Tensor, " batch"]
-) -> Int[Tensor, "batch n_pairs 2"]:
-    """The pairs with the first one and the one at `where` exchanged, document by document."""
-    order = torch.arange(pairs.shape[1]).repeat(len(pairs), 1)
-    order[:, 0] = where
-    order.scatter_(1, where[:, None], 0)
-    return pairs.gather(1, order[:, :, None].expand(-1, -1, 2))

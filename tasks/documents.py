@@ -11,12 +11,14 @@ logits and labels as they are, and labels[b, answer_pos[b]] == answer[b].
 
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 IGNORE = -100  # the default ignore_index of torch.nn.functional.cross_entropy
+Self = TypeVar("Self", bound="Documents")  # a subclass's documents stay of that subclass
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,7 @@ class Documents:
     - `target_item_orig` or `value`: the answer inside the body;
     - `divider`: the token that ends the body;
     - `query_item` or `query`: the query after the divider;
-    - `target_item`: the answer token after the query.
+    - `target_item`: the answer token after the query, in tasks that feed it in.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -55,7 +57,7 @@ class Documents:
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    def __getitem__(self, index: slice | Tensor) -> "Documents":
+    def __getitem__(self: Self, index: slice | Tensor) -> Self:
         """The documents at a slice, at a 1-D tensor of indices, or where a 1-D bool tensor is true."""
         if isinstance(index, Tensor):
             if index.ndim != 1:
@@ -68,7 +70,7 @@ class Documents:
             )
         return self._map(lambda tensor: tensor[index])
 
-    def to(self, device: torch.device | str) -> "Documents":
+    def to(self: Self, device: torch.device | str) -> Self:
         """The same documents on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
@@ -112,6 +114,7 @@ class Documents:
             )
         return logits[torch.arange(batch, device=logits.device), self.answer_pos.to(logits.device)]
 
-    def _map(self, change) -> "Documents":
+    def _map(self: Self, change) -> Self:
         tensors = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "positions"}
-        return Documents(**tensors, positions={name: change(where) for name, where in self.positions.items()})
+        positions = {name: change(where) for name, where in self.positions.items()}
+        return type(self)(**tensors, positions=positions)

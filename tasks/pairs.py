@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tasks import sampling
 from tasks.held_out import is_held_out
+from tasks.task import check_count, check_fraction
 
 SMALL_TABLE = 1 << 16  # key-value combinations few enough to count the held-out ones exactly
 LEAST_RATE = 1e-4  # of tries that give a training document: 10,000 tries take some 10 ms
@@ -28,7 +29,20 @@ class PairLaw:
     split_seed: int
 
     def check(self) -> None:
-        """ValueError where a split is seen to be empty, or all but impossible to draw from."""
+        """TypeError or ValueError unless the settings are possible ones.
+
+        A split that is seen to be empty, or all but impossible to draw from, is refused too.
+        """
+        for name in ("n_keys", "n_values", "n_pairs"):
+            check_count(name, getattr(self, name), least=1)
+        if self.n_pairs > min(self.n_keys, self.n_values):
+            raise ValueError(
+                f"n_pairs must be at most n_keys and n_values, since none repeats in a document: got "
+                f"n_pairs={self.n_pairs}, n_keys={self.n_keys}, n_values={self.n_values}."
+            )
+        if isinstance(self.split_seed, bool) or not isinstance(self.split_seed, int):
+            raise TypeError(f"split_seed must be an integer, got {self.split_seed!r}.")
+        check_fraction("held_out", self.held_out)
         setting = f"held_out={self.held_out} with split_seed={self.split_seed}"
         if self.held_out and self.n_keys * self.n_values <= SMALL_TABLE:
             keys, values = torch.arange(self.n_keys), torch.arange(self.n_values)
@@ -111,3 +125,13 @@ class PairLaw:
 
     def _is_held_out(self, pairs: Int[Tensor, "*batch 2"]) -> Bool[Tensor, "*batch"]:
         return is_held_out(pairs[..., 0], pairs[..., 1], self.held_out, self.split_seed)
+
+
+def swap_first_with(
+    pairs: Int[Tensor, "batch n_pairs 2"], where: Int[Tensor, " batch"]
+) -> Int[Tensor, "batch n_pairs 2"]:
+    """The pairs with the first one and the one at `where` exchanged, document by document."""
+    order = torch.arange(pairs.shape[1]).repeat(len(pairs), 1)
+    order[:, 0] = where
+    order.scatter_(1, where[:, None], 0)
+    return pairs.gather(1, order[:, :, None].expand(-1, -1, 2))

@@ -7,7 +7,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tasks.hashing import splitmix
@@ -96,6 +96,30 @@ def ordered_subsets(n: int, n_choices: int, size: int, generator: torch.Generato
         # double precision: 53 random bits a choice, so that ties, which would favour an order, do not happen
         scores = torch.rand(len(some), n_choices, generator=generator, dtype=torch.float64)
         some.copy_(scores.topk(size).indices)
+    return subsets
+
+
+def subsets(n: int, n_choices: int, size: int, generator: torch.Generator) -> Int[Tensor, "n size"]:
+    """n rows, each `size` different integers of 0 .. n_choices - 1 in ascending order, equally likely."""
+    return torch.from_numpy(np.sort(ordered_subsets(n, n_choices, size, generator).numpy()))
+
+
+def weighted_subsets(
+    n: int, weights: Float[Tensor, " n_choices"], size: int, generator: torch.Generator
+) -> Int[Tensor, "n size"]:
+    """n rows, each `size` different integers of 0 .. n_choices - 1, drawn one after the other.
+
+    Each draw takes a number with probability proportional to its weight among those not yet taken: so do the
+    first `size` arrivals of independent exponential clocks whose rates are the weights.
+    """
+    if size > len(weights):
+        raise ValueError(f"cannot choose {size} different items among {len(weights)}.")
+    subsets = torch.empty((n, size), dtype=torch.int64)
+    for some in subsets.split(max(1, CHUNK * 64 // len(weights))):
+        uniform = torch.rand(len(some), len(weights), generator=generator, dtype=torch.float64)
+        arrivals = uniform.log_().neg_() / weights
+        order = np.argsort(arrivals.numpy(), axis=1)  # on short rows three times as fast as torch's topk
+        some.copy_(torch.from_numpy(order[:, :size]))
     return subsets
 
 

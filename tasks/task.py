@@ -24,6 +24,15 @@ class Task(ABC):
 
     registry: ClassVar[dict[str, type["Task"]]] = {}
     name: ClassVar[str]
+    # the named positions that `corrupt` accepts
+    sites: ClassVar[tuple[str, ...]] = (
+        "key",
+        "query_item_orig",
+        "value",
+        "target_item_orig",
+        "query",
+        "query_item",
+    )
 
     def __init_subclass__(cls, name: str, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -76,6 +85,15 @@ class Task(ABC):
         The mean over documents is the accuracy to expect of a model that knows this rule and no other.
         """
 
+    @property
+    def solving_rule(self) -> str | None:
+        """The heuristic that is right on every document, so no rival of a model; None where there is none."""
+        return None
+
+    def token_name(self, token: int) -> str:
+        """How a token is shown."""
+        return ("PAD", "BOS", "EOS")[token] if token < FIRST_CONTENT_TOKEN else str(token)
+
     def to_dict(self) -> dict[str, Any]:
         """The name and the settings, of JSON types alone; `Task.from_dict` is the inverse."""
         return {"task": self.name} | {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
@@ -111,3 +129,25 @@ def check_count(what: str, got: int, least: int) -> None:
         raise TypeError(f"{what} must be an integer, got {got!r}.")
     if got < least:
         raise ValueError(f"{what} must be at least {least}, got {got}.")
+
+
+def check_number(what: str, got: float) -> None:
+    """TypeError unless `got` is a number."""
+    if isinstance(got, bool) or not isinstance(got, (int, float)):
+        raise TypeError(f"{what} must be a number, got {got!r}.")
+
+
+def check_fraction(what: str, got: float) -> None:
+    """TypeError unless `got` is a number, ValueError unless it is in [0, 1)."""
+    check_number(what, got)
+    if not 0 <= got < 1:
+        raise ValueError(f"{what} must be in [0, 1), got {got}.")
+
+
+def check_length(docs: Documents, n_ctx: int) -> None:
+    """ValueError unless the documents have `n_ctx` tokens."""
+    if docs.tokens.shape[1] != n_ctx:
+        raise ValueError(
+            f"documents of this task have {n_ctx} tokens, got {docs.tokens.shape[1]} "
+            f"(tokens of shape {list(docs.tokens.shape)})."
+        )

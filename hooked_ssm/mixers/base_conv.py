@@ -61,6 +61,7 @@ class BaseConv(AttentionFreeMixer):
         super().__init__(cfg)
         check_groups("BaseConv", cfg)
         self.mixer_cfg = mixer_cfg
+        self.matrix_hooks = ("hook_x" if mixer_cfg.d_conv is None else "hook_conv_in"), "hook_z"
         for letter, reads in (("q", "the gate"), ("k", "the inner residual"), ("v", "the convolution")):
             meaning = f"residual read by {reads}, one copy a head"
             setattr(self, f"hook_{letter}_input", Hook("batch pos head d_model", meaning, copy=True))

@@ -1,13 +1,14 @@
 """Based: linear attention whose feature map is the Taylor expansion of softmax attention's exponential
 (Arora et al. 2024, arXiv:2402.18668). Per head, with q, k [f], f = feature_dim, and v [d_head] linear in u,
 
-    phi(x) = [1, x / f^(1/4), vec(x x^T) / sqrt(2 f)]         phi(q) . phi(k) = 1 + s + s^2/2, s = q.k / sqrt(f)
-    S_t    = S_{t-1} + phi(k_t) v_t^T                         the memory [1 + f + f^2, d_head]
-    z_t    = z_{t-1} + phi(k_t)                               what normalises it [1 + f + f^2]
+    phi(x) = [1, x / f^(1/4), vec(x x^T) / sqrt(2 f)]     phi(q).phi(k) = 1 + s + s^2/2, s = q.k / sqrt(f)
+    S_t    = S_{t-1} + phi(k_t) v_t^T                     the memory [1 + f + f^2, d_head]
+    z_t    = z_{t-1} + phi(k_t)                           what normalises it [1 + f + f^2]
     y_t    = S_t^T phi(q_t)
     out_t  = proj_o(y_t / (z_t . phi(q_t)))
 
-(The published code adds 1e-12 to the divisor, which is at least 1/2.) It has no convolution and no positions: models of this name put it in layers that take turns with a BaseConv.
+(The published code adds 1e-12 to the divisor, which is at least 1/2.) It has no convolution and no positions:
+models of this name put it in layers that take turns with a BaseConv.
 """
 
 from dataclasses import dataclass
@@ -60,14 +61,18 @@ class Based(AttentionFreeMixer):
         self.hook_q = Hook("batch pos head d_feature", "queries, before the feature map")
         self.hook_k = Hook("batch pos head d_feature", "keys, before the feature map")
         self.hook_v = Hook("batch pos head d_head", "values")
-        self.hook_q_features = Hook("batch pos head feature", "phi(q): 1, q, and products of two entries of q")
+        self.hook_q_features = Hook(
+            "batch pos head feature", "phi(q): 1, q, and products of two entries of q"
+        )
         self.hook_k_features = Hook("batch pos head feature", "phi(k)")
         self.hook_ssm_write = Hook("batch pos head feature d_head", "phi(k) v^T, what is added to the memory")
         self.hook_ssm_state = Hook("batch pos head feature d_head", "memory S; an edit is carried forward")
         self.hook_ssm_norm_state = Hook(
             "batch pos head feature", "z, the sum of phi(k) so far; an edit is carried forward"
         )
-        self.hook_y = Hook("batch pos head d_head", "S^T phi(q): the read, before it is normalised", copy=True)
+        self.hook_y = Hook(
+            "batch pos head d_head", "S^T phi(q): the read, before it is normalised", copy=True
+        )
         self.hook_normalizer = Hook("batch pos head", "z . phi(q), which the read is divided by", copy=True)
         self.hook_pattern = Hook("batch head dest src", "the causal matrix that takes hook_v to hook_z")
         self.proj_q, self.proj_k, self.proj_v, self.proj_o = (
@@ -158,7 +163,9 @@ class Based(AttentionFreeMixer):
     ) -> Float[Tensor, "batch pos head d_head"]:
         """What the edited pattern reads beyond the unedited one: exactly 0 if it was only looked at."""
         if state is not None:
-            raise ValueError("hook_pattern of Based fires on whole documents, not when continuing from a state.")
+            raise ValueError(
+                "hook_pattern of Based fires on whole documents, not when continuing from a state."
+            )
         pattern = self.pattern(taylor_features(q), taylor_features(k), normalizer)
         change = self.hook_pattern(pattern.clone()) - pattern
         return torch.einsum("bhij,bjhd->bihd", change, v)

@@ -1,10 +1,10 @@
 """What DeltaNet and Gated DeltaNet share: all but the decay.
 
-    q, k, v    = SiLU(conv(W u))                   one causal convolution a channel, without bias
-    q_t, k_t   = q / |q|, k / |k|                  by head; |x| = sqrt(x . x + 1e-6)
-    beta_t     = sigmoid(b_proj(u_t))              or twice that, or 1
-    y_t        = S_t^T q_t / sqrt(d_key)           S by the delta rule
-    out_t      = o_proj(norm(y_t) (.) SiLU(g_t))   RMSNorm by head, with one weight for all; the gate optional
+q, k, v    = SiLU(conv(W u))                   one causal convolution a channel, without bias
+q_t, k_t   = q / |q|, k / |k|                  by head; |x| = sqrt(x . x + 1e-6)
+beta_t     = sigmoid(b_proj(u_t))              or twice that, or 1
+y_t        = S_t^T q_t / sqrt(d_key)           S by the delta rule
+out_t      = o_proj(norm(y_t) (.) SiLU(g_t))   RMSNorm by head, with one weight for all; the gate optional
 """
 
 from abc import abstractmethod
@@ -73,6 +73,7 @@ class DeltaState(NamedTuple):
 class DeltaMixer(AttentionFreeMixer):
     """decays: whether the memory does, and `hook_ssm_decay` is there."""
 
+    matrix_hooks = "hook_v", "hook_y"
     decays: ClassVar[bool]
     hook_ssm_decay: Hook
 
@@ -94,7 +95,9 @@ class DeltaMixer(AttentionFreeMixer):
             self.conv1d = conv
         else:
             self.conv1d = None
-        self.hook_q = Hook("batch pos head d_key", "queries, of length 1, before they are divided by sqrt(d_key)")
+        self.hook_q = Hook(
+            "batch pos head d_key", "queries, of length 1, before they are divided by sqrt(d_key)"
+        )
         self.hook_k = Hook("batch pos head d_key", "keys, of length 1")
         self.hook_v = Hook("batch pos head d_head", "values")
         if mixer_cfg.use_beta:
@@ -133,7 +136,9 @@ class DeltaMixer(AttentionFreeMixer):
         return self.o_proj.weight.new_zeros(self.cfg.d_model)
 
     @abstractmethod
-    def log_decay(self, v_input: Float[Tensor, "batch pos #head d_model"]) -> Float[Tensor, "batch pos head"] | None:
+    def log_decay(
+        self, v_input: Float[Tensor, "batch pos #head d_model"]
+    ) -> Float[Tensor, "batch pos head"] | None:
         """Logarithm of the share of the state that is kept; None for all of it."""
 
     def extend(
@@ -201,7 +206,8 @@ class DeltaMixer(AttentionFreeMixer):
         x, past = self.conv1d.extend(torch.cat([part.flatten(2) for part in (q, k, v)], dim=-1), past)
         # In one piece each, so that what follows rounds the same whether or not a hook was handed a copy.
         q, k, v = (
-            part.contiguous().unflatten(-1, (self.cfg.n_heads, -1)) for part in F.silu(x).split(self.widths, -1)
+            part.contiguous().unflatten(-1, (self.cfg.n_heads, -1))
+            for part in F.silu(x).split(self.widths, -1)
         )
         return q, k, v, past
 

@@ -77,5 +77,7 @@ class GatedDeltaNet(DeltaMixer):
     def log_decay(self, v_input: Float[Tensor, "batch pos #head d_model"]) -> Float[Tensor, "batch pos head"]:
         a = project_heads(v_input, self.a_proj, self.cfg.n_heads).squeeze(-1)
         # Rounded decays would add up: not in half precision.
-        a, dt_bias, A_log = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (a, self.dt_bias, self.A_log))
+        a, dt_bias, A_log = (
+            x.to(torch.promote_types(x.dtype, torch.float32)) for x in (a, self.dt_bias, self.A_log)
+        )
         return -A_log.exp() * F.softplus(a + dt_bias)

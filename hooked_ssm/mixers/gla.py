@@ -58,6 +58,8 @@ class GLAState(NamedTuple):
 
 
 class GLA(AttentionFreeMixer):
+    matrix_hooks = "hook_v", "hook_y"
+
     def __init__(self, mixer_cfg: GLAConfig, cfg: HookedSSMConfig):
         super().__init__(cfg)
         self.mixer_cfg = mixer_cfg
@@ -149,7 +151,9 @@ class GLA(AttentionFreeMixer):
     ) -> Float[Tensor, "batch pos head d_head"]:
         """What the edited pattern reads beyond the unedited one: exactly 0 if it was only looked at."""
         if state is not None:
-            raise ValueError("hook_pattern of a GLA fires on whole documents, not when continuing from a state.")
+            raise ValueError(
+                "hook_pattern of a GLA fires on whole documents, not when continuing from a state."
+            )
         pattern = linear_attention_matrix(q, k, log_decay.exp().to(q.dtype))
         change = self.hook_pattern(pattern.clone()) - pattern
         return torch.einsum("bhij,bjhd->bihd", change, v)

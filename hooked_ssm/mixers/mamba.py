@@ -69,6 +69,8 @@ class Mamba(AttentionFreeMixer):
     """Its heads, for tools that want heads, are groups of d_inner / n_heads channels: B and C are shared by
     all of them, and q, k, v are C, B and the x that is written, by head."""
 
+    matrix_hooks = "hook_x", "hook_y"
+
     def __init__(self, mixer_cfg: MambaConfig, cfg: HookedSSMConfig):
         super().__init__(cfg)
         self.mixer_cfg = mixer_cfg

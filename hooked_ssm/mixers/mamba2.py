@@ -96,6 +96,8 @@ class Mamba2(AttentionFreeMixer):
     """Its heads are the model's n_heads, of width expand * d_model / n_heads; q, k and v are C, B and x by
     head."""
 
+    matrix_hooks = "hook_x", "hook_y"
+
     def __init__(self, mixer_cfg: Mamba2Config, cfg: HookedSSMConfig):
         super().__init__(cfg)
         self.mixer_cfg = mixer_cfg

@@ -7,4 +7,12 @@ from .long_conv import long_conv
 from .selective_scan import selective_scan
 from .state_edit import StateEdit, scan_with_edits
 
-__all__ = ["StateEdit", "delta_rule", "linear_attention", "linear_scan", "long_conv", "scan_with_edits", "selective_scan"]
+__all__ = [
+    "StateEdit",
+    "delta_rule",
+    "linear_attention",
+    "linear_scan",
+    "long_conv",
+    "scan_with_edits",
+    "selective_scan",
+]

@@ -1,7 +1,7 @@
-"""Sequences cut into chunks, and the states between them: S_{c+1} = a_c S_c + w_c, wanted before every chunk and after the last.
+"""Sequences cut into chunks, and the states between chunks, S_{c+1} = a_c S_c + w_c.
 
-As `linear_scan`, but for decays that broadcast along the state (their gradient is summed where it arises), and
-without a copy to move the states by one chunk.
+The recurrence is that of `linear_scan`; but decays broadcast along the state, their gradient being summed
+where it arises, and what is wanted is the state before every chunk.
 """
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def into_chunks(x: Float[Tensor, "batch pos *dims"], chunk: int) -> Float[Tensor, "batch n_chunks chunk *dims"]:
+def into_chunks(
+    x: Float[Tensor, "batch pos *dims"], chunk: int
+) -> Float[Tensor, "batch n_chunks chunk *dims"]:
     """[batch, pos, ...] -> [batch, chunk, pos in chunk, ...]; the last chunk is filled up with zeros.
 
     Zeros write nothing and, as the logarithm of a decay, take nothing from the state.
@@ -46,7 +48,7 @@ class _ChunkStates(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_before, grad_last):  # pyright: ignore[reportIncompatibleMethodOverride]
         decay, before = ctx.saved_tensors
-        grad_decay = None if decay is None else torch.empty_like(decay)
+        grad_decays = []
         grad_write = torch.empty_like(before)
         total = grad_last  # of the state after chunk c, through all that follows
         for c in range(before.shape[1] - 1, -1, -1):
@@ -54,6 +56,7 @@ class _ChunkStates(torch.autograd.Function):
             if decay is None:
                 total = grad_before[:, c] + total
             else:
-                grad_decay[:, c] = (total * before[:, c]).sum_to_size(decay[:, c].shape)
+                grad_decays.append((total * before[:, c]).sum_to_size(decay[:, c].shape))
                 total = torch.addcmul(grad_before[:, c], decay[:, c], total)
+        grad_decay = None if decay is None else torch.stack(grad_decays[::-1], dim=1)
         return grad_decay, grad_write, total if ctx.needs_input_grad[2] else None

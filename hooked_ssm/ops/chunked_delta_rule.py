@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LONGEST_CHUNK = 100  # a document up to this is one chunk
-CHUNK = 64  # of longer ones, at most
+CHUNK = 32  # of longer ones, at most
 
 
 def chunked_delta_rule(
@@ -109,7 +109,9 @@ class _ChunkedDeltaRule(torch.autograd.Function):
             O = torch.bmm(P, U)
             S = torch.bmm(k_end.mT, U)
         else:
-            q_start, k_start, total = (q, k, None) if a is None else (q * a.start, k * a.start, a.start[:, -1:])
+            q_start, k_start, total = (
+                (q, k, None) if a is None else (q * a.start, k * a.start, a.start[:, -1:])
+            )
             S = k.new_zeros(len(k) // n_chunks, k.shape[-1], v.shape[-1]) if initial is None else initial
             parts = []
             for v_c, T_c, start_c, end_c, total_c in _chunks(n_chunks, v, T_beta, k_start, k_end, total):
@@ -139,7 +141,9 @@ class _ChunkedDeltaRule(torch.autograd.Function):
             Y = torch.bmm(T.mT, dU if lams is None else dU.baddbmm_(k_end, lams))
             dS = None
         else:
-            q_start, k_start, total = (q, k, None) if a is None else (q * a.start, k * a.start, a.start[:, -1:])
+            q_start, k_start, total = (
+                (q, k, None) if a is None else (q * a.start, k * a.start, a.start[:, -1:])
+            )
             read = torch.bmm(q_start.mT, dO)
             lam = torch.zeros_like(read[:: ctx.n_chunks]) if dS is None else dS
             parts = []
@@ -190,7 +194,5 @@ class _ChunkedDeltaRule(torch.autograd.Function):
 
 def _chunks(n_chunks: int, *tensors: Tensor | None) -> list[tuple[Tensor | None, ...]]:
     """One after the other, the chunks of each [n * chunk, ...]."""
-    by_chunk = (
-        [None] * n_chunks if x is None else x.unflatten(0, (-1, n_chunks)).unbind(1) for x in tensors
-    )
+    by_chunk = ([None] * n_chunks if x is None else x.unflatten(0, (-1, n_chunks)).unbind(1) for x in tensors)
     return list(zip(*by_chunk, strict=True))

@@ -1,8 +1,8 @@
 """Products of decays over spans of a chunk, each formed from its own span.
 
-A quotient of two running products, or the exponential of a difference of two running sums of logarithms, would
-be the same and cheaper; but it loses all digits after a decay of almost 0, and is not a number after a decay
-of exactly 0.
+A quotient of two running products, or the exponential of a difference of two running sums of logarithms,
+would be the same and cheaper; but it loses all digits after a decay of almost 0, and is not a number after a
+decay of exactly 0.
 """
 
 import torch
@@ -45,9 +45,10 @@ def channel_products(
         sum_c q_ic (a_{j+1} ... a_i)_c k_jc for every i >= j (0 for j > i),
         a_1 ... a_i q_i,   a_{j+1} ... a_C k_j,   a_1 ... a_C.
 
-    Two neighbouring blocks of positions make one of twice the length: a position i of the later one meets j of
-    the earlier one at their border, (a_border ... a_i q_i) . (a_{j+1} ... a_border k_j), one matrix product
-    for all. Blocks begin as single positions and double until they are the chunk; its length is a power of two.
+    Two neighbouring blocks of positions make one of twice the length: a position i of the later one meets j
+    of the earlier one at their border, (a_border ... a_i q_i) . (a_{j+1} ... a_border k_j): one matrix
+    product for all. Blocks begin as single positions and double until they are the chunk, whose length is a
+    power of two.
     """
     matrix = (q * k).sum(-1)[..., None, None]  # [*chunks, block, dest in block, src in block]
     q, k, total = (x.unsqueeze(-2) for x in (decay * q, k, decay))  # [*chunks, block, pos in block, d_key]

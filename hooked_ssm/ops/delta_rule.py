@@ -72,7 +72,9 @@ def delta_rule(
         exact = chunked_delta_rule(q, k, v, beta, log_decay, initial, chunk)
     # A clone: the exponential keeps its result for its gradient, and an edit may write into what it is handed.
     decay = None if log_decay is None else log_decay.exp().clone()
-    plain, edited = explicit_delta_rule(Inputs(q, k, v, beta, decay, initial), edit_decay, edit_write, edit_state)
+    plain, edited = explicit_delta_rule(
+        Inputs(q, k, v, beta, decay, initial), edit_decay, edit_write, edit_state
+    )
     o, last = (x + (y - z) for x, y, z in zip(exact, edited, plain, strict=True))
     return o.to(o_dtype), last
 

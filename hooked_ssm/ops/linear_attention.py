@@ -1,7 +1,7 @@
-"""Linear attention: a matrix as memory, written by outer products and read by a product with a query. Per head,
+"""Linear attention: a matrix as memory, written by outer products, read by products with queries. Per head,
 
-    S_t = a_t S_{t-1} + k_t v_t^T          a decays: none, one a head, or one a key channel (a row of S)
-    o_t = S_t^T q_t                        read after the write; before the first position S is `initial`, or 0
+    S_t = a_t S_{t-1} + k_t v_t^T       decay a: none, one a head, or one a key channel (a row of S)
+    o_t = S_t^T q_t                     read after the write; before the first position S is `initial`, or 0
 
 One function, two paths. The fast path takes a chunk of positions at a time: within a chunk o is a causal
 matrix times v, between chunks it is read from the state before the chunk,
@@ -188,13 +188,16 @@ def edited(name: str, tensor: Tensor, edit: Edit | None) -> Tensor:
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, initial: Tensor | None) -> None:
     if q.ndim != 4 or v.ndim != 4 or v.shape[1] == 0:
         raise ValueError(
-            "q must be [batch, pos, head, d_key] and v [batch, pos, head, d_value] with at least one position, "
-            f"got {tuple(q.shape)} and {tuple(v.shape)}."
+            "q must be [batch, pos, head, d_key] and v [batch, pos, head, d_value], with at least one "
+            f"position, got {tuple(q.shape)} and {tuple(v.shape)}."
         )
     (batch, pos, heads, d_value), (groups, d_key) = v.shape, q.shape[2:]
     if heads % groups:
         raise ValueError(f"the heads of v must be a multiple of those of q, got {heads} and {groups}.")
-    wanted = {"q": (q, [(batch, pos, groups, d_key)]), "k": (k, [(batch, pos, groups, d_key)])}
+    wanted: dict[str, tuple[Tensor, list[tuple[int, ...]]]] = {
+        "q": (q, [(batch, pos, groups, d_key)]),
+        "k": (k, [(batch, pos, groups, d_key)]),
+    }
     if log_decay is not None:
         wanted["log_decay"] = (log_decay, [(batch, pos, heads), (batch, pos, heads, d_key)])
     if initial is not None:

@@ -1,7 +1,7 @@
 """Looking changes no bit, where what there is to see is formed by another path than the fast one.
 
-The two paths round differently. So the explicit path is run twice, with the hooks and without; an entry that the
-hooks left as it was keeps the value of the fast path, any other has that of the explicit path.
+The two paths round differently. So the explicit path is run twice, with the hooks and without; an entry that
+the hooks left as it was keeps the value of the fast path, any other has that of the explicit path.
 """
 
 from jaxtyping import Float

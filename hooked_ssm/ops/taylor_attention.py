@@ -29,7 +29,7 @@ CHUNK = 128  # of longer ones
 class TaylorMemory(NamedTuple):
     """S, with z as one more column; and keys and values that are still to be written to it.
 
-    A short document is read without a single feature. They are formed once the document is continued, if it is.
+    A short document is read without a single feature. They are formed when the document is continued.
     """
 
     sums: Float[Tensor, "batch head feature d_value_and_one"] | None
@@ -44,7 +44,9 @@ class TaylorMemory(NamedTuple):
         write = taylor_features(self.k).mT @ self.v
         return write if self.sums is None else self.sums + write
 
-    def split(self) -> tuple[Float[Tensor, "batch head feature d_value"], Float[Tensor, "batch head feature"]]:
+    def split(
+        self,
+    ) -> tuple[Float[Tensor, "batch head feature d_value"], Float[Tensor, "batch head feature"]]:
         """S and z."""
         sums = self.settled()
         return sums[..., :-1].contiguous(), sums[..., -1].contiguous()

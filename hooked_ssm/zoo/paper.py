@@ -51,12 +51,21 @@ def hyena(*, d_model: int, n_layers: int = 2, d_vocab: int, **options: Any) -> H
     return published.hyena(d_model=d_model, n_layers=n_layers, d_vocab=d_vocab, **(defaults | options))
 
 
+def delta_net(*, d_model: int, n_layers: int = 2, d_vocab: int, **options: Any) -> HookedSSMConfig:
+    """DeltaNet in every layer, as zoology, whose code the paper builds on, has it in its hybrids: 2 heads,
+    convolutions of width 4, no gate. The paper's own configuration is not known: its code does not have it."""
+    return published.delta_net(
+        d_model=d_model, n_layers=n_layers, d_vocab=d_vocab, **({"n_heads": 2} | options)
+    )
+
+
 PRESETS: dict[str, Callable[..., HookedSSMConfig]] = {
     "attention": attention,
     "base_conv": base_conv,
     "base_conv_long_only": base_conv_long_only,
     "based": based,
     "based_long_only": based_long_only,
+    "delta_net": delta_net,
     "h3": h3,
     "hyena": hyena,
     "mamba": mamba,

@@ -12,6 +12,8 @@ from hooked_ssm.config import HookedSSMConfig
 from hooked_ssm.mixers.attention import AttentionConfig
 from hooked_ssm.mixers.base_conv import BaseConvConfig
 from hooked_ssm.mixers.based import BasedConfig
+from hooked_ssm.mixers.delta_net import DeltaNetConfig
+from hooked_ssm.mixers.gated_delta_net import GatedDeltaNetConfig
 from hooked_ssm.mixers.gla import GLAConfig
 from hooked_ssm.mixers.h3 import H3Config
 from hooked_ssm.mixers.hyena import HyenaConfig
@@ -192,6 +194,59 @@ def hyena(
     return config("hyena", d_model, d_vocab, layers, transformer_style(d_model) | options)
 
 
+def delta_net(
+    *,
+    d_model: int,
+    n_layers: int = 2,
+    d_vocab: int,
+    d_conv: int = 4,
+    use_beta: bool = True,
+    allow_neg_eigval: bool = False,
+    use_gate: bool = False,
+    expand_k: float = 1.0,
+    expand_v: float = 1.0,
+    **options: Any,
+) -> HookedSSMConfig:
+    """DeltaNet, with the defaults of flash-linear-attention's layer: 4 heads, convolutions of width 4, no gate.
+    Around it LayerNorm, an MLP of 4 d_model, no positions. d_conv=0 removes the convolutions."""
+    layer = DeltaNetConfig(
+        d_conv=d_conv,
+        use_beta=use_beta,
+        allow_neg_eigval=allow_neg_eigval,
+        use_gate=use_gate,
+        expand_k=expand_k,
+        expand_v=expand_v,
+    )
+    defaults = transformer_style(d_model) | {"n_heads": 4}
+    return config("delta_net", d_model, d_vocab, [layer] * n_layers, defaults | options)
+
+
+def gated_delta_net(
+    *,
+    d_model: int,
+    n_layers: int = 2,
+    d_vocab: int,
+    d_conv: int = 4,
+    allow_neg_eigval: bool = False,
+    use_gate: bool = True,
+    expand_k: float = 1.0,
+    expand_v: float = 2.0,
+    **options: Any,
+) -> HookedSSMConfig:
+    """Gated DeltaNet, with the defaults of flash-linear-attention's layer: values of twice the keys' width,
+    convolutions of width 4, a gate. Only its 6 heads of width 256, for a d_model of 2048, are 4 of d_model / 4
+    here. Around it LayerNorm, an MLP of 4 d_model, no positions. d_conv=0 removes the convolutions."""
+    layer = GatedDeltaNetConfig(
+        d_conv=d_conv,
+        allow_neg_eigval=allow_neg_eigval,
+        use_gate=use_gate,
+        expand_k=expand_k,
+        expand_v=expand_v,
+    )
+    defaults = transformer_style(d_model) | {"n_heads": 4}
+    return config("gated_delta_net", d_model, d_vocab, [layer] * n_layers, defaults | options)
+
+
 PRESETS: dict[str, Callable[..., HookedSSMConfig]] = {
     "attention": attention,
     "base_conv": base_conv,
@@ -200,6 +255,8 @@ PRESETS: dict[str, Callable[..., HookedSSMConfig]] = {
     "hyena": hyena,
     "mamba": mamba,
     "mamba2": mamba2,
+    "delta_net": delta_net,
+    "gated_delta_net": gated_delta_net,
     "h3": h3,
     "hybrid": hybrid,
 }

@@ -16,7 +16,10 @@ from hooked_ssm import zoo
 from tasks import AssociativeRecall
 
 runner = CliRunner()
-SMALL = "--d-model 8 --keys 6 --values 6 --pairs 2 --steps 6 --batch-size 8 --n-train 40 --eval-every 4"
+SMALL = (
+    "--d-model 8 --setting n_keys=6 --setting n_values=6 --setting n_pairs=2 "
+    "--steps 6 --batch-size 8 --n-train 40 --eval-every 4"
+)
 
 
 def invoke(*arguments: str) -> str:
@@ -74,9 +77,10 @@ def test_options_reach_the_config(tmp_path, monkeypatch):
 
     monkeypatch.setattr("experiments.training.train", train)
     for arguments in (
-        "attention --d-model 16 --n-layers 3 --keys 9 --values 8 --pairs 4 --queries 2 --query value "
-        "--held-out 0.1 --steps 7 --lr 0.02 --batch-size 4 --n-train 0 --eval-every 3 --seed 5",
-        "mamba --d-conv 0",
+        "attention --d-model 16 --n-layers 3 --setting n_keys=9 --setting n_values=8 --setting n_pairs=4 "
+        "--setting n_queries=2 --setting query=value --setting held_out=0.1 "
+        "--steps 7 --lr 0.02 --batch-size 4 --n-train 0 --eval-every 3 --seed 5",
+        "mamba --model d_conv=0 --paper",
         "hybrid --n-layers 4",
     ):
         assert "enough" in str(
@@ -104,10 +108,10 @@ def test_options_reach_the_config(tmp_path, monkeypatch):
 
 def test_the_demo_writes_where_it_is_told(tmp_path, monkeypatch):
     folders = []
-    monkeypatch.setattr(demo, "run_demo", lambda folder, console: folders.append(folder))
-    invoke("demo", "--out", str(tmp_path / "x"))
+    monkeypatch.setattr(demo, "run_demo", lambda folder, console, quick: folders.append((folder, quick)))
+    invoke("demo", "--out", str(tmp_path / "x"), "--quick")
     invoke("demo")
-    assert folders == [tmp_path / "x", Path("runs/demo")]
+    assert folders == [(tmp_path / "x", True), (Path("runs/demo"), False)]
 
 
 def test_threads_are_set_as_asked(tmp_path, monkeypatch):
@@ -121,8 +125,11 @@ def test_threads_are_set_as_asked(tmp_path, monkeypatch):
     ("command", "words"),
     [
         ([], ["demo", "train", "evaluate"]),
-        (["demo"], ["--out"]),
-        (["train"], ["--out", "--d-conv", "--n-train", "--seed", *zoo.PRESETS]),
+        (["demo"], ["--out", "--quick"]),
+        (
+            ["train"],
+            ["--out", "--model", "--task", "--setting", "--paper", "--n-train", "--seed", *zoo.PRESETS],
+        ),
         (["evaluate"], ["--docs", "--site", "--procedure", "--component"]),
     ],
 )
@@ -153,11 +160,18 @@ def test_a_wrong_command_line_says_what_is_wrong(arguments, words, monkeypatch):
     ("arguments", "message"),
     [
         ("evaluate {0}/none", "no config.json in {0}/none: not the folder of a run, or not a finished one."),
-        ("train attention --out {0} --d-conv 4", "d_conv"),
+        ("train attention --out {0} --model d_conv=4", "'d_conv' is no option of zoo.attention"),
         ("train mamba --out {0} --n-layers 0", "n_layers must be at least 1, got 0."),
-        ("train mamba --out {0} --keys 3", "n_pairs=16, n_keys=3"),
+        ("train mamba --out {0} --setting n_keys=3", "n_pairs=16, n_keys=3"),
+        ("train mamba --out {0} --task recall", "no task named 'recall'; the tasks are associative_recall"),
+        ("train mamba --out {0} --setting n_key=3", "associative_recall has no setting 'n_key'"),
+        ("train mamba --out {0} --setting n_keys", "--setting wants name=value, got 'n_keys'."),
+        ("train hybrid --out {0} --paper", "'hybrid' is no preset of hooked_ssm.zoo.paper"),
         ("train mamba --out {0} --threads 0", "threads must be at least 1, got 0."),
-        ("train mamba --out {0}/file/run --keys 20 --values 20", "cannot write into the folder {0}/file/run"),
+        (
+            "train mamba --out {0}/file/run --setting n_keys=20 --setting n_values=20",
+            "cannot write into the folder {0}/file/run",
+        ),
         (
             "train mamba --out {0}/run --lr 3",
             "{0}/run holds another run, which differs in lr (there 0.001, asked for 3.0",
@@ -186,7 +200,7 @@ def test_what_the_user_got_wrong_is_one_line(tmp_path, monkeypatch, capsys, argu
 def test_brackets_in_a_message_are_shown(tmp_path, monkeypatch, capsys):
     """As in "[batch, pos]", which would be taken for colours."""
 
-    def fail(folder, console):
+    def fail(folder, console, quick):
         raise ValueError("tokens must be [batch, pos],\n    got [3]")
 
     monkeypatch.setattr(demo, "run_demo", fail)
@@ -194,7 +208,7 @@ def test_brackets_in_a_message_are_shown(tmp_path, monkeypatch, capsys):
 
 
 def test_a_fault_of_ours_is_not_called_the_users(monkeypatch):
-    monkeypatch.setattr(demo, "run_demo", lambda folder, console: 1 / 0)
+    monkeypatch.setattr(demo, "run_demo", lambda folder, console, quick: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["hooked-ssm", "demo"])
     with pytest.raises(ZeroDivisionError):
         cli.main()

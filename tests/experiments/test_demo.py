@@ -11,7 +11,15 @@ from rich.console import Console
 from experiments import demo
 from experiments.evaluation import Evaluation
 from experiments.runs import Run, TrainConfig
-from hooked_ssm.mixers import AttentionConfig, MambaConfig
+from hooked_ssm.mixers import (
+    AttentionConfig,
+    BaseConvConfig,
+    BasedConfig,
+    DeltaNetConfig,
+    H3Config,
+    HyenaConfig,
+    MambaConfig,
+)
 
 from .small import config
 
@@ -27,22 +35,35 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1))
 
 
-@pytest.mark.parametrize("name", ["Attention", "Mamba", "Mamba without convolution"])
+WANTED = {
+    "Attention": [AttentionConfig()] * 2,
+    "Based": [BaseConvConfig(d_conv=3), BasedConfig()],
+    "Mamba": [MambaConfig()] * 2,
+    "Mamba without convolution": [MambaConfig(d_conv=0)] * 2,
+    "DeltaNet": [DeltaNetConfig()] * 2,
+    "H3": [H3Config()] * 2,
+    "Hyena": [HyenaConfig()] * 2,
+}
+
+
+@pytest.mark.parametrize("name", WANTED)
 def test_the_demos_models_are_what_their_names_say(name):
     configs = demo.demo_configs()
-    assert list(configs) == ["Attention", "Mamba", "Mamba without convolution"]
+    assert list(configs) == list(WANTED)
     cfg = configs[name]
-    mixers = set(cfg.model.mixer_list)
-    wanted = {
-        "Attention": AttentionConfig(),
-        "Mamba": MambaConfig(),
-        "Mamba without convolution": MambaConfig(d_conv=0),
-    }
-    assert mixers == {wanted[name]} and cfg.model.n_layers == 2
+    assert cfg.model.mixer_list == WANTED[name]
     assert cfg.test_task == demo.TASK
     assert cfg.n_train is None, "the report says that no document repeats"
     assert TrainConfig.from_json(json.loads(json.dumps(cfg.to_json()))) == cfg
     assert pickle.loads(pickle.dumps(cfg)) == cfg, "it is handed to other processes"
+
+
+def test_a_quick_demo_has_some_of_the_models(tmp_path, monkeypatch, one_process):
+    configs = {"Attention": config("attention"), "Hyena": config("hyena")}
+    monkeypatch.setattr(demo, "demo_configs", lambda: configs)
+    demo.run_demo(tmp_path, wide(), quick=True)
+    assert (tmp_path / "attention").exists() and not (tmp_path / "hyena").exists()
+    assert set(demo.QUICK) < set(WANTED)
 
 
 def test_the_demo_trains_evaluates_and_reports(tmp_path, monkeypatch, one_process):
@@ -92,7 +113,7 @@ def test_what_goes_wrong_in_a_process_is_raised_here(tmp_path, one_process):
 def test_the_table_has_the_numbers_of_every_model(evaluated):
     evaluations = {f"the {preset}": found for preset, (_, found) in evaluated.items()}
     console = wide()
-    console.print(demo.summary_table(evaluations))
+    console.print(demo.summary_table("How do they recall?", evaluations))
     lines = console.export_text().splitlines()
     for name, found in evaluations.items():
         row = next(line for line in lines if name in line)

@@ -33,6 +33,8 @@ def test_an_evaluation_is_of_the_saved_model_on_held_out_documents(evaluated, pr
     assert found.p_clean == pytest.approx(p_clean.mean().item(), rel=1e-5)
     assert found.p_corrupted == pytest.approx(p_corrupted.mean().item(), rel=1e-5)
     assert found.gap == pytest.approx((p_clean - p_corrupted).mean().item(), abs=1e-7)
+    assert found.solving_rule == "induction" and "induction" not in found.rivals
+    assert found.parts == [], "keys and values are all at one distance"
     assert found.heuristics == {k: p.double().mean().item() for k, p in TASK.heuristics(docs).items()}
     assert (found.docs, found.site, found.procedure) == (40, "key", "unambiguous")
 
@@ -48,7 +50,7 @@ def test_an_evaluation_is_of_the_saved_model_on_held_out_documents(evaluated, pr
         positions=named_positions(docs),
     )
     pd.testing.assert_frame_equal(found.table, result.table())
-    assert found.mechanism == mechanism(found.accuracy, found.heuristics, found.gap, found.table)
+    assert found.mechanism == mechanism(found.accuracy, found.rivals, found.gap, found.table)
     cells = found.table.set_index(["hook", "position"])
     assert cells.loc[("blocks.0.hook_resid_pre", "key"), "attrib"] == pytest.approx(1.0, abs=1e-3)
     assert cells.loc[("blocks.0.hook_resid_pre", "rest"), "attrib"] == pytest.approx(0.0, abs=1e-3)
@@ -183,7 +185,6 @@ def test_cells_are_rounded_without_a_negative_zero(evaluated):
 
 
 def test_the_best_heuristic_is_not_the_one_that_solves_the_task(evaluated):
-    found = replace(
-        evaluated["mamba"][1], heuristics={"induction": 1.0, "a": 0.2, "b": 0.3, "reverse_induction": 0.9}
-    )
+    found = replace(evaluated["mamba"][1], heuristics={"induction": 1.0, "a": 0.2, "b": 0.3})
     assert found.best_heuristic == ("b", 0.3)
+    assert replace(found, solving_rule=None).best_heuristic == ("induction", 1.0)

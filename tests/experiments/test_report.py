@@ -162,7 +162,7 @@ def test_the_curve_is_the_runs_with_its_best_heuristic(evaluated):
     line, level = training_curve("Mamba", run).axes[0].lines
     assert line.get_xdata().tolist() == [5, 10, 12]
     assert line.get_ydata().tolist() == run.metrics().test_accuracy.tolist()
-    rivals = {k: v for k, v in run.result()["heuristics"].items() if "induction" not in k}
+    rivals = {k: v for k, v in run.result()["heuristics"].items() if k != "induction"}
     assert level.get_ydata()[0] == max(rivals.values()) < 1
 
 

@@ -259,7 +259,7 @@ def test_a_mask_of_one_position_is_that_position():
     name = "mamba"
     mask = torch.arange(LENGTH) == CORRUPTED_AT[:, None]
     result = measure(case(name).model, case(name).hooks, positions={"index": CORRUPTED_AT, "mask": mask})
-    assert torch.equal(result.p_patched[:, 0], result.p_patched[:, 1])
+    torch.testing.assert_close(result.p_patched[:, 0], result.p_patched[:, 1], **CELL)
 
 
 def test_one_hook_is_patched_at_a_time_and_none_is_left():

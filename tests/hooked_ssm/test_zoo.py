@@ -7,7 +7,14 @@ import torch
 
 from hooked_ssm import HookedSSM, HookedSSMConfig, zoo
 from hooked_ssm.layers import LayerNorm, RMSNorm
-from hooked_ssm.mixers import AttentionConfig, BaseConvConfig, BasedConfig, GLAConfig, HyenaConfig, MambaConfig
+from hooked_ssm.mixers import (
+    AttentionConfig,
+    BaseConvConfig,
+    BasedConfig,
+    GLAConfig,
+    HyenaConfig,
+    MambaConfig,
+)
 
 # Weights of the paper's two-layer models, by vocabulary (associative recall's, and its tree-shaped kin's) and
 # d_model: counted from the parameter shapes of the original code. Attention has 1024 learned positions.

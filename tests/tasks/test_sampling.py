@@ -8,10 +8,22 @@ at these counts, always.
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from tasks.sampling import are_distinct, as_generator, below, distinct_rate, first_accepted, ordered_subsets
+from tasks.sampling import (
+    are_distinct,
+    as_generator,
+    below,
+    distinct_rate,
+    first_accepted,
+    ordered_subsets,
+    subsets,
+    weighted_subsets,
+)
+
+from .laws import assert_law, drawn_in_turn
 
 
 def assert_uniform(rows, outcomes):
@@ -65,6 +77,43 @@ def test_first_accepted_returns_the_accepted_rows_of_the_stream_in_order():
 def test_a_search_without_success_ends_in_an_error():
     with pytest.raises(ValueError, match="gave up looking for unicorns: 0 among"):
         first_accepted(10, torch.zeros, lambda x: x > 0, 0.5, "unicorns")
+
+
+@pytest.mark.parametrize("n_choices, size", [(5, 2), (4, 3)])
+def test_every_subset_is_equally_likely(n_choices, size):
+    rows = subsets(6000, n_choices, size, torch.Generator().manual_seed(0))
+    assert_uniform(rows.tolist(), itertools.combinations(range(n_choices), size))
+
+
+WEIGHTS = [1.0, 0.5, 0.3, 2.0]
+
+
+def drawn_by_us(n):
+    return weighted_subsets(n, torch.tensor(WEIGHTS), 3, torch.Generator().manual_seed(0)).tolist()
+
+
+def drawn_by_numpy(n):
+    """As the generators do that the tasks follow."""
+    legacy = np.random.RandomState(0)
+    shares = np.divide(WEIGHTS, sum(WEIGHTS))
+    return [legacy.choice(len(WEIGHTS), 3, replace=False, p=shares).tolist() for _ in range(n)]
+
+
+@pytest.mark.parametrize("draw", [drawn_by_us, drawn_by_numpy])
+def test_weighted_draws_are_made_in_turn(draw):
+    assert_law([tuple(row) for row in draw(8000)], drawn_in_turn(WEIGHTS, 3))
+
+
+def test_weighted_draws_in_several_pieces_keep_every_row_distinct():
+    weights = torch.linspace(0.1, 1, 2000, dtype=torch.float64)
+    rows = weighted_subsets(300, weights, 1500, torch.Generator().manual_seed(0))
+    assert rows.shape == (300, 1500) and bool(are_distinct(rows).all())
+    assert rows.min() == 0 and rows.max() == 1999
+
+
+def test_more_weighted_draws_than_choices_are_refused():
+    with pytest.raises(ValueError, match="cannot choose 3 different items among 2"):
+        weighted_subsets(1, torch.ones(2), 3, torch.Generator())
 
 
 def test_below_is_uniform_under_each_bound():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tasks import AssociativeRecall, Task
+from tasks import AssociativeRecall, Induction, MultiQueryAssociativeRecall, SelectiveCopying, Task
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,19 @@ def test_an_unknown_setting_lists_the_settings():
         ValueError, match=r"no setting 'n_pair'; its settings are n_keys, .*n_pairs.*split_seed"
     ):
         Task.from_dict({"task": "associative_recall", "n_pair": 2})
+
+
+@pytest.mark.parametrize(
+    "task, names",
+    [
+        (AssociativeRecall(2, 2, 1), "PAD BOS EOS k0 k1 v0 v1"),
+        (MultiQueryAssociativeRecall(2, 3, 1, 4), "PAD BOS EOS k0 k1 v0 v1 v2"),
+        (Induction(3, 2, 2), "PAD BOS EOS x0 x1 x2"),
+        (SelectiveCopying(3, 1, 2), "PAD BOS EOS . ! x0 x1 x2"),
+    ],
+)
+def test_every_token_has_a_name(task, names):
+    assert [task.token_name(token) for token in range(task.d_vocab)] == names.split()
 
 
 def test_a_name_is_given_once():

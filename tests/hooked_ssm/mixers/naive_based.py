@@ -52,7 +52,9 @@ def based(mixer: Based, u: Tensor, edit: Edit = lambda name, t, value: value) ->
         past = [(phi(q) * phi(k_j)).sum(-1) / normalizer for k_j in found["hook_k"]]
         row = torch.stack(past + [torch.zeros_like(normalizer)] * (length - len(past)), dim=-1)
         change = note("hook_pattern", t, row) - row
-        out = y / normalizer[..., None] + sum(change[:, :, j, None] * found["hook_v"][j] for j in range(t + 1))
+        out = y / normalizer[..., None] + sum(
+            change[:, :, j, None] * found["hook_v"][j] for j in range(t + 1)
+        )
         out = note("hook_z", t, out)
         result = note("hook_result", t, torch.stack([out[:, h] @ W_O[:, h].T for h in range(heads)], dim=1))
         note("out", t, result.sum(1))

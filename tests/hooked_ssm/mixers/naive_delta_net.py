@@ -123,8 +123,12 @@ def delta_case(name: str, mixer: DeltaNetConfig | GatedDeltaNetConfig, **options
 CASES = [
     delta_case("delta-net", DeltaNetConfig()),
     delta_case("delta-net-gate", DeltaNetConfig(use_gate=True, expand_k=0.5, d_conv=2), n_heads=2),
-    delta_case("delta-net-reflecting", DeltaNetConfig(allow_neg_eigval=True, d_conv=0, expand_v=1.5), n_heads=2),
-    delta_case("delta-net-beta-one", DeltaNetConfig(use_beta=False, d_conv=1), n_heads=2, d_head=3, d_mlp=None),
+    delta_case(
+        "delta-net-reflecting", DeltaNetConfig(allow_neg_eigval=True, d_conv=0, expand_v=1.5), n_heads=2
+    ),
+    delta_case(
+        "delta-net-beta-one", DeltaNetConfig(use_beta=False, d_conv=1), n_heads=2, d_head=3, d_mlp=None
+    ),
     delta_case("gated-delta-net", GatedDeltaNetConfig()),
     delta_case(
         "gated-delta-net-heads",

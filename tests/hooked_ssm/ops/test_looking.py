@@ -1,4 +1,4 @@
-"""unless_edited keeps the bits of the fast path where nothing was edited, and its gradient is the explicit one."""
+"""unless_edited keeps the bits of the fast path where nothing was edited, and has the explicit gradient."""
 
 import torch
 

@@ -117,12 +117,16 @@ def test_a_memory_is_written_to_once():
     assert memory.k.shape[2] == memory.v.shape[2] == 1
     settled = TaylorMemory(memory.settled())
     piece = sample(2)
-    for one, other in zip(taylor_attention(*piece, memory)[0], taylor_attention(*piece, settled)[0], strict=True):
+    for one, other in zip(
+        taylor_attention(*piece, memory)[0], taylor_attention(*piece, settled)[0], strict=True
+    ):
         assert torch.equal(one, other)
 
 
 def test_gradcheck():
     inputs = sample(5, batch=1, f=2, d_value=2)
     for chunk in (None, 2):
-        assert torch.autograd.gradcheck(lambda *x, chunk=chunk: tuple(taylor_attention(*x, chunk=chunk)[0]), inputs)
+        assert torch.autograd.gradcheck(
+            lambda *x, chunk=chunk: tuple(taylor_attention(*x, chunk=chunk)[0]), inputs
+        )
     assert torch.autograd.gradcheck(lambda *x: tuple(explicit(*x)[0]), inputs)
