@@ -78,13 +78,15 @@ def train(
 
     set_threads(threads)
     learned = Task.from_dict({"task": task, **assignments(setting, "--setting")})
-    several = isinstance(learned, AssociativeRecall) and learned.n_queries > 1
+    tested = None
+    if isinstance(learned, AssociativeRecall) and learned.n_queries > 1:
+        tested = replace(learned, n_queries=1)
     presets = zoo.paper.PRESETS if paper else zoo.PRESETS
     check_known([arch.value], set(presets), "preset of hooked_ssm.zoo.paper" if paper else "preset")
     options = {"n_ctx": max(1024, learned.n_ctx), **assignments(model, "--model")}
     cfg = TrainConfig(
         task=learned,
-        eval_task=replace(learned, n_queries=1) if several else None,
+        eval_task=tested,
         model=presets[arch.value](d_model=d_model, n_layers=n_layers, d_vocab=learned.d_vocab, **options),
         steps=steps,
         lr=lr,

@@ -111,7 +111,8 @@ class Evaluation(Scores):
         values: dict[str, Any] = json.loads(path.read_text())
         values["mechanism"] = Mechanism(**values["mechanism"])
         values["parts"] = [Part(**part | {"table": pd.DataFrame(part["table"])}) for part in values["parts"]]
-        return cls(**values | {"table": pd.DataFrame(values["table"])})
+        values["table"] = pd.DataFrame(values["table"])
+        return cls(**values)
 
 
 def evaluate_run(
