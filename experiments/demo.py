@@ -78,7 +78,9 @@ def run_demo(folder: Path, console: Console, *, quick: bool = False) -> Path:
     return page
 
 
-def train_and_evaluate(configs: dict[str, TrainConfig], runs: dict[str, Path]) -> dict[str, Evaluation]:
+def train_and_evaluate(
+    configs: dict[str, TrainConfig], runs: dict[str, Path], *, docs: int = 320
+) -> dict[str, Evaluation]:
     """All runs, as many at a time as there are processors, one thread each, with a bar for every run."""
     context = multiprocessing.get_context("spawn")
     workers = min(len(configs), os.cpu_count() or 1)
@@ -86,7 +88,7 @@ def train_and_evaluate(configs: dict[str, TrainConfig], runs: dict[str, Path]) -
         jobs: dict[str, Future[Evaluation]] = {}
         shown = {}
         for name, cfg in configs.items():
-            jobs[name] = pool.submit(train_and_evaluate_one, cfg, runs[name])
+            jobs[name] = pool.submit(train_and_evaluate_one, cfg, runs[name], docs)
             shown[name] = bars.add_task(name, total=cfg.steps, loss=float("nan"), accuracy=float("nan"))
         while not all(job.done() for job in jobs.values()):
             for name, job in jobs.items():
@@ -105,8 +107,8 @@ def show_progress(bars, shown, run: Run, done: bool) -> None:
         bars.update(shown, completed=last.step, loss=last.loss, accuracy=last.test_accuracy, **total)
 
 
-def train_and_evaluate_one(cfg: TrainConfig, folder: Path) -> Evaluation:
+def train_and_evaluate_one(cfg: TrainConfig, folder: Path, docs: int) -> Evaluation:
     torch.set_num_threads(1)
     run = train(cfg, folder, progress=False)
     kept = folder / "evaluation.json"
-    return Evaluation.load(kept) if kept.exists() else evaluate_run(run)
+    return Evaluation.load(kept) if kept.exists() else evaluate_run(run, docs=docs)
