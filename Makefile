@@ -28,8 +28,8 @@ lint: $(INSTALLED) ## style, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-pytest: $(INSTALLED) ## the test suite alone; ARGS="-k mamba"
-	$(BIN)/pytest $(ARGS)
+pytest: $(INSTALLED) ## the test suite alone, on all processors; ARGS="-k mamba"
+	$(BIN)/pytest -n auto $(ARGS)
 
 format: $(INSTALLED) ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from hooked_ssm import HookedCache, HookedSSM, HookedSSMConfig, zoo
-from hooked_ssm.mixers import AttentionConfig, MambaConfig
+from hooked_ssm.mixers import AttentionConfig, GatedDeltaNetConfig, Mamba2Config, MambaConfig
 
 VOCAB, LENGTH = 11, 5
 FLAGS = ("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_attn_in")
@@ -33,13 +33,17 @@ def configs() -> dict[str, HookedSSMConfig]:
         "hybrid with MLPs": zoo.hybrid(
             d_model=8, n_heads=2, d_mlp=6, final_norm="RMS", tie_embeddings=False, d_conv=3, **sizes
         ),
+        # States that are matrices, one a head; gates and norms inside the mixers.
+        "matrix states": HookedSSMConfig(
+            d_model=8, n_heads=2, n_layers=2, mixers=[Mamba2Config(d_state=3), GatedDeltaNetConfig()], **sizes
+        ),
         # Each of Mamba's channels a head, so that it has patterns.
         "mamba by channel": HookedSSMConfig(mixers=mamba, **channels),
         "hybrid by channel": HookedSSMConfig(mixers=[mamba, AttentionConfig()], **channels),
     }
 
 
-MODELS = ["attention", "mamba", "hybrid", "hybrid with MLPs"]
+MODELS = ["attention", "mamba", "hybrid", "hybrid with MLPs", "matrix states"]
 WITH_PATTERNS = ["attention", "mamba by channel", "hybrid by channel"]
 
 

@@ -24,6 +24,7 @@ def replace(activation, hook):
     return torch.full_like(activation, 2.0 if hook.name.endswith("hook_scale") else 0.0)
 
 
+SAME = {"rtol": 0, "atol": 0, "equal_nan": True}  # what overwrites a norm's scale may be negative
 HEAVY = ("ssm_decay", "ssm_write", "ssm_state", "conv_taps", "pattern", "mlp_in", "mlp_out")
 
 
@@ -42,13 +43,13 @@ def check_edit(case, name, before, clean_cache):
     for other in before:
         assert torch.equal(cache[other], clean_cache[other]), f"{name} edited in place changed {other}"
     expected, expected_cache = run(case, (name, replace))
-    assert torch.equal(out, expected), name
+    torch.testing.assert_close(out, expected, **SAME)
     for other in expected_cache:
-        assert torch.equal(cache[other], expected_cache[other]), f"{name} edited in place changed {other}"
+        torch.testing.assert_close(cache[other], expected_cache[other], **SAME)
     # Once more with little cached: what nothing is attached to takes other, faster ways.
     light = [other for other in before if not other.endswith(HEAVY)]
     out, cache = run(case, (name, overwrite), names_filter=light)
-    assert torch.equal(out, expected), f"{name}, little cached"
+    torch.testing.assert_close(out, expected, **SAME)
     for other in light:
         assert torch.equal(cache[other], clean_cache[other]), f"{name} edited in place changed {other}"
     return out

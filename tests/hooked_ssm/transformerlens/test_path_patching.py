@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 from transformer_lens import patching
 
-from hooked_ssm.mixers import Attention
+from hooked_ssm.mixers import Attention, GatedDeltaNet, Mamba
 
-# What each fork carries in Mamba: C through q, B through k, and all else (x, dt and the gate) through v.
-CARRIES = {"q": ["hook_q"], "k": ["hook_k"], "v": ["hook_v", "hook_gate", "hook_ssm_dt"]}
+# What each fork carries: C through q, B through k, and all else through v, in Mamba x, dt and the gate.
+CARRIES = {"q": ["hook_q"], "k": ["hook_k"]}
+THROUGH_V = {
+    Attention: ["hook_v"],
+    Mamba: ["hook_v", "hook_gate", "hook_ssm_dt"],
+    GatedDeltaNet: ["hook_v", "hook_gate", "hook_beta", "hook_ssm_decay"],
+}
 
 
 def put_head(values: Tensor, head: int, heads: int):
@@ -32,7 +37,7 @@ def put_head(values: Tensor, head: int, heads: int):
 def by_hand(case, delta: Tensor, layer: int, head: int, component: str) -> float:
     model = case.model
     mixer = model.blocks[layer].mixer
-    names = CARRIES[component] if not isinstance(mixer, Attention) else [f"hook_{component}"]
+    names = THROUGH_V[type(mixer)] if component == "v" else CARRIES[component]
     names = [f"blocks.{layer}.mixer.{name}" for name in names]
     resid = case.cached(case.corrupted)["resid_pre", layer]
     with torch.no_grad():
