@@ -32,10 +32,8 @@ def mamba_peers(d_model: int) -> dict[str, nn.Module]:
     from transformers import MambaConfig
     from transformers.models.mamba.modeling_mamba import MambaMixer
 
-    slow = MambaMixer(MambaConfig(hidden_size=d_model, use_cache=False), layer_idx=0)
-    slow.forward = slow.slow_forward  # pyright: ignore[reportAttributeAccessIssue]
     return {
-        "transformers, slow path": slow,
+        "transformers, slow path": MambaMixer(MambaConfig(hidden_size=d_model, use_cache=False), layer_idx=0),
         "mambapy": MambaBlock(MambapyConfig(d_model=d_model, n_layers=2)),
     }
 
@@ -113,17 +111,18 @@ def mixer_rows(preset: str, batch: int, pos: int, d_model: int) -> list[list[str
     return rows(preset, f"{batch}x{pos}x{d_model}", medians)
 
 
-def delta_rule_rows(batch: int, pos: int, d_head: int) -> list[list[str]]:
-    """The gated delta rule as a function, as transformers has it too: [batch, pos, head, d_head]."""
+def delta_rule_rows(batch: int, pos: int, d_head: int, *, gated: bool) -> list[list[str]]:
+    """The delta rule as a function, as transformers has it too, always with a decay: 0 where we have none."""
     from transformers.models.qwen3_next import modeling_qwen3_next as qwen
 
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(batch, pos, 1, d_head, generator=g) for _ in range(3))
     q, k = (nn.functional.normalize(x, dim=-1) for x in (q, k))
     beta, log_decay = torch.rand(batch, pos, 1, generator=g), -torch.rand(batch, pos, 1, generator=g)
+    log_decay = log_decay if gated else torch.zeros_like(log_decay)
     inputs = [x.requires_grad_() for x in (q, k, v, beta, log_decay)]
     calls: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: delta_rule(d_head**-0.5 * q, k, v, beta, log_decay)[0],
+        "ours": lambda: delta_rule(d_head**-0.5 * q, k, v, beta, log_decay if gated else None)[0],
         "transformers, chunked": lambda: qwen.torch_chunk_gated_delta_rule(q, k, v, log_decay, beta)[0],
         "transformers, recurrent": lambda: qwen.torch_recurrent_gated_delta_rule(
             q, k, v, log_decay, beta, initial_state=None, output_final_state=False
@@ -135,7 +134,7 @@ def delta_rule_rows(batch: int, pos: int, d_head: int) -> list[list[str]]:
         for name, call in calls.items():
             assert torch.allclose(call(), calls["ours"](), atol=1e-5), name
     medians = measure(calls, dict.fromkeys(calls, inputs))
-    return rows("gated delta rule, the function", f"{batch}x{pos}x{d_head}", medians)
+    return rows(f"{'gated ' if gated else ''}delta rule alone", f"{batch}x{pos}x{d_head}", medians)
 
 
 def rows(what: str, size: str, medians: dict[str, tuple[float, float]]) -> list[list[str]]:
@@ -165,9 +164,10 @@ def main() -> None:
             for size in SIZES:
                 for row in mixer_rows(preset, *size):
                     table.add_row(*row)
-    for size in DELTA_SIZES:
-        for row in delta_rule_rows(*size):
-            table.add_row(*row)
+    for gated in (False, True):
+        for size in DELTA_SIZES:
+            for row in delta_rule_rows(*size, gated=gated):
+                table.add_row(*row)
     console.print(table)
 
 

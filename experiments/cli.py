@@ -19,9 +19,6 @@ console = Console()
 Architecture = Enum("Architecture", {name: name for name in zoo.PRESETS}, type=str)
 
 
-DIMENSIONS = {"distance": "distance from key to value", "depth": "depth of the key"}
-
-
 class Half(str, Enum):
     """One half of a pair."""
 
@@ -120,7 +117,7 @@ def evaluate(
     from experiments.evaluation import evaluate_run
     from experiments.report import entry, write_report
     from experiments.runs import Run
-    from experiments.tables import summary_table
+    from experiments.tables import DIMENSIONS, summary_table
     from hooked_ssm.plotting import fixed
 
     set_threads(threads)

@@ -76,7 +76,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Part(Scores):
-    """The documents with one distance from key to value, or one depth of the key: by, value."""
+    """The documents of one group: by "distance", "depth" or "place", its value."""
 
     by: str
     value: str
@@ -86,8 +86,8 @@ class Part(Scores):
 class Evaluation(Scores):
     """All documents: loss, p_clean and p_corrupted are means over them.
 
-    site, procedure: which token was corrupted, and how. parts: the documents by distance from key to value
-    and by depth, where these differ between them.
+    site, procedure: which token was corrupted, and how. parts: the documents by distance from key to value,
+    by depth and by place (`groups_of`), where these differ between them.
     """
 
     loss: float
@@ -183,9 +183,10 @@ def scores_of(model: HookedSSM, task: Task, docs: Documents, result: Interchange
 
 
 def groups_of(docs: Documents) -> list[tuple[str, str, Bool[Tensor, " batch"]]]:
-    """The documents by distance from key to value, and by depth of the key where they are trees.
+    """The documents by distance from key to value, by depth of the key where they are trees, and by place.
 
-    What is `FAR` or more is one group. Nothing where all documents are alike.
+    What is `FAR` or more is one group. Place: "end" where the value is so late in the body that value+1 or
+    value+2 is the divider or the query itself, else "inside". Nothing where all documents are alike.
     """
     quantities = {"distance": docs.positions["value"] - docs.positions["key"]}
     if isinstance(docs, TreeDocuments):
@@ -193,9 +194,11 @@ def groups_of(docs: Documents) -> list[tuple[str, str, Bool[Tensor, " batch"]]]:
     groups = []
     for by, quantity in quantities.items():
         near = quantity.clamp(max=FAR)
-        for value in near.unique().tolist() if len(quantity.unique()) > 1 else []:
+        for value in near.unique().tolist():
             groups.append((by, f"{value} or more" if value == FAR else str(value), near == value))
-    return groups
+    end = docs.positions["value"] + 2 >= docs.positions["divider"]
+    groups += [("place", "inside", ~end), ("place", "end", end)]
+    return [(by, value, which) for by, value, which in groups if which.any() and not which.all()]
 
 
 def rivals(heuristics: dict[str, float], solving_rule: str | None) -> dict[str, float]:

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,8 @@ class Run:
         wanted = json.loads(json.dumps(cfg.to_json()))
         if path.exists():
             found = self._read_json("config.json")
+            with suppress(ValueError, TypeError, KeyError):  # what an older version left out has its default
+                found = json.loads(json.dumps(TrainConfig.from_json(found).to_json()))
             differ = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
             if differ:
                 fields = [f"{key} (there {found.get(key)}, asked for {wanted.get(key)})" for key in differ]

@@ -12,6 +12,12 @@ CAPTION = (
     "a convolution's output at the value or after it. 1 restores all."
 )
 
+DIMENSIONS = {
+    "distance": "distance from key to value",
+    "depth": "depth of the key",
+    "place": "place of the value",
+}
+
 
 def summary_table(title: str, rows: Mapping[str, Scores], *, first: str = "model") -> Table:
     """Accuracy, heuristic and attributions of each row; for whole evaluations its mechanism, too."""

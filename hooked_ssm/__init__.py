@@ -1,8 +1,18 @@
 """Sequence models in which nothing is opaque: convolutions, states, writes, decays, gates are hook points."""
 
-from hooked_ssm import mixers, zoo
+from hooked_ssm import mixers, patching, states, zoo
 from hooked_ssm.cache import HookedCache
 from hooked_ssm.config import HookedSSMConfig, MixerConfig
 from hooked_ssm.model import HookedSSM, ModelState
 
-__all__ = ["HookedCache", "HookedSSM", "HookedSSMConfig", "MixerConfig", "ModelState", "mixers", "zoo"]
+__all__ = [
+    "HookedCache",
+    "HookedSSM",
+    "HookedSSMConfig",
+    "MixerConfig",
+    "ModelState",
+    "mixers",
+    "patching",
+    "states",
+    "zoo",
+]

@@ -110,7 +110,9 @@ def draw_grammar(grammar: Grammar) -> Drawing:
     for x, level in enumerate(grammar.levels):
         of_level[level].append(x)
     widest = max(map(len, of_level.values()))
-    figure = Drawing(figsize=(2.4 + 0.62 * widest, 1.2 + 0.62 * len(of_level)), layout="constrained")
+    figure = Drawing(
+        figsize=(max(6.4, 2.4 + 0.62 * widest), 1.2 + 0.62 * len(of_level)), layout="constrained"
+    )
     axes = figure.add_subplot()
     at = {
         x: ((place + 1) * (widest + 1) / (len(row) + 1), -height)

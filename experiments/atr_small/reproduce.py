@@ -16,7 +16,7 @@ from experiments.demo import train_and_evaluate
 from experiments.evaluation import Evaluation, Scores
 from experiments.report import attribution_map
 from experiments.runs import TrainConfig
-from experiments.tables import summary_table
+from experiments.tables import DIMENSIONS, summary_table
 from hooked_ssm import zoo
 from hooked_ssm.saving import write_atomically
 from tasks import AssociativeTreecall
@@ -46,8 +46,9 @@ def main() -> None:
     console = Console()
     console.print(summary_table("Associative treecall, easy", evaluations))
     for name, evaluation in evaluations.items():
-        by_distance = {part.value: part for part in evaluation.parts if part.by == "distance"}
-        console.print(summary_table(f"{name}, by distance from key to value", by_distance, first="distance"))
+        for by, what in DIMENSIONS.items():
+            some = {part.value: part for part in evaluation.parts if part.by == by}
+            console.print(summary_table(f"{name}, by {what}", some, first=by))
     write_results(evaluations)
 
 

@@ -7,14 +7,15 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.evaluation import COMPONENTS, Evaluation, evaluate_run, hooks_of, named_positions
+from experiments.evaluation import COMPONENTS, Evaluation, Part, evaluate_run, hooks_of, named_positions
 from experiments.mechanism import Mechanism, mechanism
 from experiments.runs import Run
-from experiments.training import TEST_SEED_OFFSET
+from experiments.training import TEST_SEED_OFFSET, train
 from hooked_ssm import HookedSSM
 from hooked_ssm.interchange import interchange
+from tasks import AssociativeTreecall
 
-from .small import TASK, model
+from .small import TASK, config, model
 
 PRESETS = ["attention", "mamba"]
 
@@ -34,7 +35,7 @@ def test_an_evaluation_is_of_the_saved_model_on_held_out_documents(evaluated, pr
     assert found.p_corrupted == pytest.approx(p_corrupted.mean().item(), rel=1e-5)
     assert found.gap == pytest.approx((p_clean - p_corrupted).mean().item(), abs=1e-7)
     assert found.solving_rule == "induction" and "induction" not in found.rivals
-    assert found.parts == [], "keys and values are all at one distance"
+    assert {part.by for part in found.parts} == {"place"}, "keys and values are all at one distance"
     assert found.heuristics == {k: p.double().mean().item() for k, p in TASK.heuristics(docs).items()}
     assert (found.docs, found.site, found.procedure) == (40, "key", "unambiguous")
 
@@ -77,9 +78,12 @@ def test_an_evaluation_survives_its_file(evaluated, preset):
     run, found = evaluated[preset]
     again = Evaluation.load(run.folder / "evaluation.json")
     for field in fields(Evaluation):
-        if field.name != "table":
+        if field.name not in ("table", "parts"):
             assert getattr(again, field.name) == getattr(found, field.name), field.name
     pd.testing.assert_frame_equal(again.table, found.table, check_exact=True)
+    for part, before in zip(again.parts, found.parts, strict=True):
+        assert {**vars(part), "table": None} == {**vars(before), "table": None}
+        pd.testing.assert_frame_equal(part.table, before.table, check_exact=True)
     assert isinstance(again.mechanism, Mechanism)
     json.loads((run.folder / "evaluation.json").read_text(), parse_constant=lambda x: pytest.fail(x))
 
@@ -188,3 +192,27 @@ def test_the_best_heuristic_is_not_the_one_that_solves_the_task(evaluated):
     found = replace(evaluated["mamba"][1], heuristics={"induction": 1.0, "a": 0.2, "b": 0.3})
     assert found.best_heuristic == ("b", 0.3)
     assert replace(found, solving_rule=None).best_heuristic == ("induction", 1.0)
+
+
+def test_parts_are_the_documents_by_distance_depth_and_place(tmp_path):
+    task = AssociativeTreecall(n_terminals=60, n_nonterminals=10, max_length=40)
+    run = train(config(task=task, model=model(d_vocab=task.d_vocab, n_ctx=task.n_ctx)), tmp_path)
+    found = evaluate_run(run, docs=60)
+    docs = task.sample(60, generator=TEST_SEED_OFFSET, split="test")
+    by: dict[str, list[Part]] = {}
+    for part in found.parts:
+        by.setdefault(part.by, []).append(part)
+    assert set(by) == {"distance", "depth", "place"}
+    for parts in by.values():
+        assert sum(part.docs for part in parts) == 60
+        correct = sum(part.docs * part.accuracy for part in parts)
+        assert correct == pytest.approx(60 * found.accuracy)
+        gaps = sum(part.docs * part.gap for part in parts)
+        assert gaps == pytest.approx(60 * found.gap, rel=1e-4, abs=1e-6)
+    near = next(part for part in by["distance"] if part.value == "1")
+    assert near.docs == int((docs.distance == 1).sum()) and near.heuristics["next_token"] == 1
+    far = next(part for part in by["distance"] if part.value == "4 or more")
+    assert far.docs == int((docs.distance >= 4).sum())
+    assert [part.docs for part in Evaluation.load(run.folder / "evaluation.json").parts] == [
+        part.docs for part in found.parts
+    ]

@@ -87,15 +87,6 @@ def test_a_folder_takes_the_same_config_again_and_no_other(tmp_path):
     assert run.config() == config(), "the folder keeps its own config"
 
 
-def test_the_config_of_an_older_version_is_another_one(tmp_path):
-    run = Run(tmp_path)
-    run.start(config())
-    values = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in values.items() if k != "warmup"}))
-    with pytest.raises(ValueError, match=r"warmup \(there None, asked for 0.1\)"):
-        run.start(config())
-
-
 @pytest.mark.parametrize("text", ['{"steps": 1', "", "\x00\xff", "[1, 2]"])
 def test_a_broken_config_is_refused_by_name(tmp_path, text):
     (tmp_path / "config.json").write_text(text, encoding="latin-1")
@@ -132,3 +123,15 @@ def test_a_run_is_finished_when_its_result_is_there(tmp_path):
     loaded = run.model()
     assert loaded.cfg == net.cfg
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), loaded.parameters(), strict=True))
+
+
+def test_a_run_of_before_an_option_was_added_is_the_same_run(tmp_path):
+    cfg = config("mamba")
+    Run(tmp_path).start(cfg)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["model"]["mixers"][0]["dt_floor"], values["stop_at_accuracy"]
+    path.write_text(json.dumps(values))
+    Run(tmp_path).start(cfg)
+    with pytest.raises(ValueError, match="holds another run, which differs in lr"):
+        Run(tmp_path).start(replace(cfg, lr=0.5))

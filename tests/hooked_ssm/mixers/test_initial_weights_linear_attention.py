@@ -11,7 +11,9 @@ D_MODEL = 64
 
 
 @pytest.mark.parametrize(
-    ("preset", "f"), [(zoo.based, 16), (zoo.paper.based, 8), (zoo.paper.based_long_only, 8)], ids=str
+    ("preset", "f"),
+    [(zoo.based, 16), (zoo.paper.based, 8), (zoo.paper.based_long_only, 8)],
+    ids=["published", "paper", "long only"],
 )
 def test_based(preset, f):
     """Its output is not scaled by depth."""
