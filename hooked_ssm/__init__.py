@@ -1,6 +1,6 @@
 """Sequence models in which nothing is opaque: convolutions, states, writes, decays, gates are hook points."""
 
-from hooked_ssm import mixers, patching, states, zoo
+from hooked_ssm import attribution, mixers, patching, states, zoo
 from hooked_ssm.cache import HookedCache
 from hooked_ssm.config import HookedSSMConfig, MixerConfig
 from hooked_ssm.model import HookedSSM, ModelState
@@ -11,6 +11,7 @@ __all__ = [
     "HookedSSMConfig",
     "MixerConfig",
     "ModelState",
+    "attribution",
     "mixers",
     "patching",
     "states",

@@ -57,8 +57,9 @@ def cell_logits(patch: Patch, unpatched: Tensor, batch_size: int | None) -> Iter
 
 def assembled(pieces: list[tuple[Tensor, Tensor]], unpatched: Tensor) -> Tensor:
     """The base run's logits with these slots replaced."""
-    if len(pieces) == 1 and len(pieces[0][0]) == len(unpatched):
-        return pieces[0][1]  # all slots, which are in order
+    slots, logits = pieces[0]
+    if len(slots) == len(unpatched) and (slots[1:] > slots[:-1]).all():
+        return logits  # all slots, in order: rows are run by where they first differ
     complete = sum(len(slots) for slots, _ in pieces) == len(unpatched)
     out = torch.empty_like(unpatched) if complete else unpatched.clone()
     for slots, logits in pieces:

@@ -270,3 +270,21 @@ def test_a_sweep_shows_how_far_it_is_unless_told_not_to(monkeypatch, capsys):
     for verbose in (False, True):
         patching.get_act_patch_conv(case.model, case.corrupted, case.cache, case.metric, verbose=verbose)
         assert ("conv" in capsys.readouterr().err) == verbose
+
+
+@pytest.mark.parametrize("kind", ["attention", "mamba"])
+def test_documents_that_differ_first_at_different_positions_keep_their_own_logits(kind):
+    """The clean residual stream, put in whole, gives the clean run, document by document."""
+    model = scattered(kind)
+    clean = torch.randint(model.cfg.d_vocab, (3, 6), generator=torch.Generator().manual_seed(0))
+    corrupted = clean.clone()
+    for doc, pos in enumerate([4, 1, 2]):
+        corrupted[doc, pos] = (corrupted[doc, pos] + 3) % model.cfg.d_vocab
+    _, cache = model.run_with_cache(clean)
+    answer = lambda logits: logits[:, 5]
+    for where in (-1, torch.full((3,), 5)):
+        swept = patching.patch_sweep(
+            model, corrupted, cache, answer, "resid_pre", ("layer",), reduce="none", logit_positions=where
+        )
+        wanted = answer(model(clean)[:, -1]).expand(model.cfg.n_layers, -1)
+        torch.testing.assert_close(swept.values, wanted.detach(), **CLOSE)
