@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_ssm.config import HookedSSMConfig, MixerConfig
+from hooked_ssm.gated_mlp import GatedMLP
 from hooked_ssm.hooks import Hook
 from hooked_ssm.layers import MLP, NORMS
 from hooked_ssm.mixers.base import Mixer
@@ -42,7 +43,7 @@ class Block(nn.Module):
             self.ln2 = self.mlp = None
         else:
             self.ln2 = norm(cfg.d_model, cfg.eps)
-            self.mlp = MLP(cfg)
+            self.mlp = GatedMLP(cfg) if cfg.gated_mlp else MLP(cfg)
         self.hook_mlp_out = Hook(resid, "what the MLP adds to the residual stream (0 without one)")
         self.hook_resid_post = Hook(resid, "residual stream after the block", copy=True)
 

@@ -57,6 +57,7 @@ class HookedSSMConfig(TransformerLensConfig):
     d_head: width of a head, where a mixer does not say otherwise; -1 for d_model / n_heads.
     n_ctx: longest document with learned positions; without, only what tools take for a limit.
     d_mlp: hidden size of the MLP after each mixer; None for no MLP.
+    gated_mlp: whether the MLP is gated, and without biases.
     positional_embedding_type: "standard" (learned, added to the embedding) or "none".
     normalization_type, final_norm: "LN" or "RMS", in the blocks and before the unembedding.
     tie_embeddings: whether the unembedding is the transposed embedding.
@@ -111,7 +112,7 @@ class HookedSSMConfig(TransformerLensConfig):
             ("normalization_type", ("LN", "RMS")),
             ("final_norm", ("LN", "RMS")),
             ("positional_embedding_type", ("standard", "none")),
-            ("act_fn", ("gelu", "relu", "silu")),
+            ("act_fn", ("gelu", "gelu_new", "relu", "silu")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")

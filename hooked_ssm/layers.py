@@ -1,5 +1,7 @@
 """The parts around a mixer: linear maps and embeddings that know their initial scale, norms, MLP."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from einops import einsum
@@ -9,7 +11,13 @@ from torch import Tensor, nn
 from hooked_ssm.config import HookedSSMConfig
 from hooked_ssm.hooks import Hook
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+# "gelu_new" is the approximation by tanh.
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 class Linear(nn.Linear):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from hooked_ssm import saving
+from hooked_ssm import loading, saving
 from hooked_ssm.block import Block
 from hooked_ssm.config import HookedSSMConfig
 from hooked_ssm.generation import Generation
@@ -276,6 +276,50 @@ class HookedSSM(HookedRoot, Text, Generation):
     def load(cls, folder: str | Path, device: str | None = None) -> "HookedSSM":
         """The model saved in `folder`. FileNotFoundError or ValueError say what is wrong with it."""
         return saving.load(cls, Path(folder), device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """`save`, and the tokenizer beside it if there is one: a folder for `from_pretrained`."""
+        self.save(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Any,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        tokenizer: Any = None,
+        **options: Any,
+    ) -> "HookedSSM":
+        """A published model: `loading.SUPPORTED` lists the architectures.
+
+        source: a name on the Hugging Face Hub, a folder, or a live model of transformers or mamba_ssm, whose
+            weights are copied.
+        dtype: that of the checkpoint by default, but at least float32.
+        revision, cache_dir, local_files_only: as in `huggingface_hub`.
+        tokenizer: instead of the one beside the weights, if there is one.
+        options: n_ctx, n_heads (of mixers without heads: into how many groups their channels go),
+            default_prepend_bos, model_name of the config.
+
+        No pickled code is run. FileNotFoundError, OSError (no network) and ValueError say what is wrong with
+        the source; what its config asks for and a HookedSSM does not do is named.
+        """
+        return loading.from_pretrained(
+            cls,
+            source,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            tokenizer=tokenizer,
+            **options,
+        )
 
 
 @contextmanager

@@ -17,9 +17,23 @@ class Text:
     cfg: Any
 
     def to_tokens(
-        self, input: Any, prepend_bos: bool | None = None, truncate: bool = True
+        self,
+        input: Any,
+        prepend_bos: bool | None = None,
+        truncate: bool = True,
+        *,
+        padding_side: str = "right",
     ) -> Int[Tensor, "batch pos"]:
-        """Text, or a list of texts (padded on the right), as tokens [batch, pos]; tokens as they are."""
+        """Text, or a list of texts (padded on the right), as tokens [batch, pos]; tokens as they are.
+
+        The tokenizer's own padding side is not asked. What stands to the right of a document does not reach
+        it: its logits are those it has alone. Padding on the left would be read as part of it: ValueError.
+        """
+        if padding_side != "right":
+            raise ValueError(
+                "padding must be on the right, where a causal model does not see it before the document, got "
+                f"padding_side={padding_side!r}."
+            )
         if isinstance(input, Tensor):
             return input if input.ndim == 2 else input[None]
         if not isinstance(input, str) and not (

@@ -37,6 +37,8 @@ class MambaConfig(MixerConfig):
 
     dt_rank: inner size of dt's projection; None for ceil(d_model / 16).
     dt_min, dt_max, dt_floor: dt is initially log-uniform in [dt_min, dt_max], at least dt_floor.
+    inner_norm_eps: if given, dt_low, B and C are divided by sqrt(mean square + inner_norm_eps), as in
+        Falcon-Mamba (arXiv:2410.05355).
     """
 
     name: ClassVar[str] = "mamba"
@@ -47,12 +49,15 @@ class MambaConfig(MixerConfig):
     dt_min: float = 1e-3
     dt_max: float = 0.1
     dt_floor: float = 1e-4
+    inner_norm_eps: float | None = None
 
     def __post_init__(self):
         for name, least in (("d_state", 1), ("d_conv", 0), ("expand", 1), ("dt_rank", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"Mamba's {name} must be at least {least}, got {value}.")
+        if self.inner_norm_eps is not None and self.inner_norm_eps < 0:
+            raise ValueError(f"Mamba's inner_norm_eps must not be negative, got {self.inner_norm_eps}.")
 
     def build(self, cfg: HookedSSMConfig) -> "Mamba":
         return Mamba(self, cfg)
@@ -167,6 +172,9 @@ class Mamba(AttentionFreeMixer):
     ]:
         """dt, B and C, which depend on the input: what makes the SSM selective."""
         dt_low, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        eps = self.mixer_cfg.inner_norm_eps
+        if eps is not None:
+            dt_low, B, C = (F.rms_norm(part, part.shape[-1:], eps=eps) for part in (dt_low, B, C))
         dt = self.hook_ssm_dt(F.softplus(self.dt_proj(dt_low)))
         return dt, self.hook_ssm_B(B), self.hook_ssm_C(C)
 

@@ -87,7 +87,7 @@ def test_freezing_the_scale_makes_the_norm_linear(which):
     torch.testing.assert_close(frozen(x + y), frozen(x) + frozen(y), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["gelu", "relu", "silu"])
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "relu", "silu"])
 def test_mlp_is_its_equation(name):
     torch.manual_seed(0)
     mlp = MLP(config(act_fn=name)).double()
@@ -97,6 +97,7 @@ def test_mlp_is_its_equation(name):
     pre = x @ mlp.W_in + mlp.b_in
     act = {
         "gelu": pre * 0.5 * (1 + torch.erf(pre / 2**0.5)),
+        "gelu_new": pre * 0.5 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (pre + 0.044715 * pre**3))),
         "relu": pre * (pre > 0),
         "silu": pre / (1 + torch.exp(-pre)),
     }[name]

@@ -77,6 +77,7 @@ def test_a_text_is_continued_as_text(model):
     [
         (lambda m: m.to_tokens([]), ValueError, "at least one text, got an empty list"),
         (lambda m: m.to_tokens(3), TypeError, "a text or a list of texts, got int"),
+        (lambda m: m.to_tokens("a", padding_side="left"), ValueError, "on the right, .* padding_side='left'"),
         (lambda m: m.to_tokens(["a", 3]), TypeError, "a text or a list of texts, got list"),
         (lambda m: m.to_single_token(""), ValueError, "'' is 0 tokens"),
         (lambda m: m.to_single_token("ab"), ValueError, r"'ab' is 2 tokens \(\[2, 3\]\), not one"),

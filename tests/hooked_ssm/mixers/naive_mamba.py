@@ -50,6 +50,12 @@ def mamba(mixer: Mamba, u: Tensor, edit: Edit = lambda name, t, value: value) ->
         x = note("hook_x", t, c * torch.sigmoid(c))
 
         low = x @ mixer.x_proj.weight.T
+        eps = mixer.mixer_cfg.inner_norm_eps
+        if eps is not None:
+            parts = low[:, :rank], low[:, rank : rank + n], low[:, rank + n :]
+            low = torch.cat(
+                [part / (part.square().mean(-1, keepdim=True) + eps).sqrt() for part in parts], -1
+            )
         dt_before = low[:, :rank] @ mixer.dt_proj.weight.T + mixer.dt_proj.bias
         dt = note("hook_ssm_dt", t, torch.log1p(torch.exp(dt_before)))
         B = note("hook_ssm_B", t, low[:, rank : rank + n])
@@ -97,8 +103,16 @@ def mamba_read(cache: dict[str, Tensor], mixer: Any, matrix: Tensor) -> tuple[Te
     return by_matrix + mixer.D * cache["hook_x"], cache["hook_y"]
 
 
-def mamba_case(name: str, *, n_heads: int = 1, expand: int = 2, d_conv: int = 4, **options: Any) -> Case:
-    mixer = MambaConfig(d_state=3, d_conv=d_conv, expand=expand)
+def mamba_case(
+    name: str,
+    *,
+    n_heads: int = 1,
+    expand: int = 2,
+    d_conv: int = 4,
+    inner_norm_eps: float | None = None,
+    **options: Any,
+) -> Case:
+    mixer = MambaConfig(d_state=3, d_conv=d_conv, expand=expand, inner_norm_eps=inner_norm_eps)
     return Case(
         name=name, mixer=mixer, naive=mamba, read=mamba_read, options=NO_MLP | {"n_heads": n_heads} | options
     )
@@ -110,4 +124,5 @@ CASES = [
     mamba_case("mamba-conv-one", d_conv=1, d_mlp=12),
     mamba_case("mamba-no-conv", d_conv=0, n_heads=2),
     mamba_case("mamba-head-per-channel", expand=1, n_heads=8),
+    mamba_case("mamba-inner-norms", inner_norm_eps=0.1, n_heads=2),
 ]
