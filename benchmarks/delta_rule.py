@@ -1,9 +1,9 @@
 """Ours against transformers' gated delta rule, and the lengths of chunks: python -m benchmarks.delta_rule
 
-32 documents, one head, d_key = d_value = 64, float32, one thread. Process CPU times, medians over rounds in which
-the calls take turns; forward without gradients, then forward and backward. `LONGEST_CHUNK` of
-`hooked_ssm.ops.chunked_delta_rule` is about up to where one chunk is the quickest, `CHUNK` the quickest length
-beyond.
+32 documents, one head, d_key = d_value = 64, float32, one thread. Process CPU times, medians over rounds in
+which the calls take turns; forward without gradients, then forward and backward. `LONGEST_CHUNK` of
+`hooked_ssm.ops.chunked_delta_rule` is about up to where one chunk is the quickest, `CHUNK` the quickest
+length beyond.
 """
 
 from collections.abc import Callable

@@ -53,11 +53,14 @@ class Block(nn.Module):
         return self.mixer
 
     def extend(
-        self, resid: Float[Tensor, "batch pos d_model"], state: Any = None
+        self, resid: Float[Tensor, "batch pos d_model"], state: Any = None, *, keep_state: bool = True
     ) -> tuple[Float[Tensor, "batch pos d_model"], Any]:
-        """The block at the given positions, which follow those already in the mixer's `state`."""
+        """The block at the given positions, which follow those already in the mixer's `state`.
+
+        keep_state=False is for whole documents: the state after them, which may be costly, is None.
+        """
         resid = self.hook_resid_pre(resid)
-        mixer_out, state = self.mix(resid, state)
+        mixer_out, state = self.mix(resid, state, keep_state)
         resid = self.hook_resid_mid(resid + self.hook_mixer_out(mixer_out))
         if self.mlp is not None and self.ln2 is not None:
             mlp_in = self.hook_mlp_in(resid) if self.cfg.use_hook_mlp_in else resid
@@ -69,14 +72,15 @@ class Block(nn.Module):
         return self.hook_resid_post(resid), state
 
     def forward(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        return self.extend(resid)[0]
+        return self.extend(resid, keep_state=False)[0]
 
     def mix(
-        self, resid: Float[Tensor, "batch pos d_model"], state: Any
+        self, resid: Float[Tensor, "batch pos d_model"], state: Any, keep_state: bool
     ) -> tuple[Float[Tensor, "batch pos d_model"], Any]:
         """ln1 and mixer, with an input of its own for every head (and q, k, v) if the config says so."""
         if not (self.cfg.use_split_qkv_input or self.cfg.use_attn_in):
-            return self.mixer.extend(self.ln1(resid), state)
+            u = self.ln1(resid)
+            return self.mixer.extend(u, state) if keep_state else (self.mixer(u), None)
         if state is not None:
             raise ValueError(
                 "inputs split by head work on whole documents, not when continuing from a state: call "

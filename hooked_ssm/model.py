@@ -84,7 +84,8 @@ class HookedSSM(HookedRoot, Text, Generation):
             resid = self._embed(tokens, 0)
         else:
             tokens, resid = None, self._check_resid(input)
-        resid, _ = self._through(resid, None, start_at_layer, stop_at_layer)
+        for block in self.blocks[start_at_layer:stop_at_layer]:
+            resid = block(resid)
         if stop_at_layer is not None:
             return resid
         if return_type is None:
@@ -121,9 +122,7 @@ class HookedSSM(HookedRoot, Text, Generation):
             )
         tokens = self._check_tokens(tokens)
         start = 0 if state is None else state.length
-        resid, layers = self._through(
-            self._embed(tokens, start), None if state is None else state.layers, None, None
-        )
+        resid, layers = self._through(self._embed(tokens, start), None if state is None else state.layers)
         return self._logits(resid, logit_positions), ModelState(layers, start + tokens.shape[1])
 
     def _embed(self, tokens: Int[Tensor, "batch pos"], start: int) -> Float[Tensor, "batch pos d_model"]:
@@ -133,12 +132,10 @@ class HookedSSM(HookedRoot, Text, Generation):
             resid = resid + self.hook_pos_embed(self.pos_embed(batch, start, start + length))
         return resid
 
-    def _through(
-        self, resid: Tensor, states: list[Any] | None, start: int | None, stop: int | None
-    ) -> tuple[Tensor, list[Any]]:
+    def _through(self, resid: Tensor, states: list[Any] | None) -> tuple[Tensor, list[Any]]:
         after: list[Any] = []
-        for layer in range(self.cfg.n_layers)[start:stop]:
-            resid, state = self.blocks[layer].extend(resid, None if states is None else states[layer])  # type: ignore
+        for layer, block in enumerate(self.blocks):
+            resid, state = block.extend(resid, None if states is None else states[layer])  # type: ignore
             after.append(state)
         return resid, after
 

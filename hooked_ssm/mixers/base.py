@@ -70,8 +70,8 @@ class Mixer(nn.Module, ABC):
     def effective_attention(self, activations: Activations) -> Float[Tensor, "batch head dest src"]:
         """The causal matrix that takes the mixer's values to what it reads, exactly.
 
-        `activations` are the mixer's own in a run, as `cache.of_mixer(layer)` gives them. `matrix_hooks` names
-        the values and the read. The head axis is one of channels where channels differ.
+        `activations` are the mixer's own in a run, as `cache.of_mixer(layer)` gives them. `matrix_hooks`
+        names the values and the read. The head axis is one of channels where channels differ.
         """
 
     def write(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:

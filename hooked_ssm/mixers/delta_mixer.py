@@ -37,6 +37,7 @@ class DeltaOptions:
     use_gate: whether the normalised read is gated.
     """
 
+    name: ClassVar[str]
     expand_k: float = 1.0
     expand_v: float = 1.0
     d_conv: int = 4
@@ -47,17 +48,19 @@ class DeltaOptions:
     def __post_init__(self):
         for name in ("expand_k", "expand_v"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+                raise ValueError(f"{self.name}'s {name} must be positive, got {getattr(self, name)}.")
         if self.d_conv < 0:
-            raise ValueError(f"d_conv must be at least 0, got {self.d_conv}.")
+            raise ValueError(f"{self.name}'s d_conv must be at least 0, got {self.d_conv}.")
         if self.allow_neg_eigval and not self.use_beta:
-            raise ValueError("allow_neg_eigval=True is about beta, and there is none with use_beta=False.")
+            raise ValueError(
+                f"{self.name}'s allow_neg_eigval=True is about beta, and there is none with use_beta=False."
+            )
 
     def head_width(self, option: str, cfg: HookedSSMConfig) -> int:
         width = getattr(self, option) * cfg.d_head
         if width != int(width) or width < 1:
             raise ValueError(
-                f"{option} * d_head must be a whole number, at least 1, "
+                f"{self.name}'s {option} * d_head must be a whole number, at least 1, "
                 f"got {getattr(self, option)} * {cfg.d_head}."
             )
         return int(width)

@@ -28,7 +28,8 @@ from hooked_ssm.mixers.heads import project_heads
 class GatedDeltaNetConfig(DeltaOptions, MixerConfig):
     """A_min, A_max: exp(A_log) is initially uniform in [0, A_max], but at least A_min: the logarithm of 0
     would leave a head without a decay, and without a gradient.
-    dt_min, dt_max, dt_floor: softplus(dt_bias) is initially log-uniform in [dt_min, dt_max], at least dt_floor.
+    dt_min, dt_max, dt_floor: softplus(dt_bias) is initially log-uniform in [dt_min, dt_max], but at least
+    dt_floor.
     """
 
     name: ClassVar[str] = "gated_delta_net"
@@ -45,10 +46,11 @@ class GatedDeltaNetConfig(DeltaOptions, MixerConfig):
         for low, high in (("A_min", "A_max"), ("dt_min", "dt_max")):
             if not 0 < getattr(self, low) <= getattr(self, high):
                 raise ValueError(
-                    f"{low} must be positive and at most {high}, got {getattr(self, low)} and {getattr(self, high)}."
+                    f"{self.name}'s {low} must be positive and at most {high}, "
+                    f"got {getattr(self, low)} and {getattr(self, high)}."
                 )
         if self.dt_floor <= 0:
-            raise ValueError(f"dt_floor must be positive, got {self.dt_floor}.")
+            raise ValueError(f"{self.name}'s dt_floor must be positive, got {self.dt_floor}.")
 
     def build(self, cfg: HookedSSMConfig) -> "GatedDeltaNet":
         return GatedDeltaNet(self, cfg)

@@ -61,8 +61,8 @@ def delta_rule_matrix(
     beta: Float[Tensor, "batch pos head"],
     decay: Float[Tensor, "batch pos head"] | None = None,
 ) -> Float[Tensor, "batch head dest src"]:
-    """The delta rule's matrix, one a head: with L(q, k) for `linear_attention_matrix` and stril for the strictly
-    lower triangle,
+    """The delta rule's matrix, one a head: with L(q, k) for `linear_attention_matrix` and stril for the
+    strictly lower triangle,
 
         M = L(q, k) (1 + stril(diag(beta) L(k, k)))^-1 diag(beta).
 

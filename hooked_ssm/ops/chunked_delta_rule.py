@@ -1,7 +1,8 @@
 """The delta rule without a loop over positions (Yang et al. 2024, arXiv:2406.06484; with decay 2412.06464).
 
-Within a chunk of C positions that starts from the state S, with D_ij = a_{j+1} ... a_i (0 above the diagonal),
-from_i = a_1 ... a_i, to_j = a_{j+1} ... a_C, and the q, k, v, o of its positions as the rows of Q, K, V, O,
+Within a chunk of C positions that starts from the state S, with D_ij = a_{j+1} ... a_i (0 above the
+diagonal), from_i = a_1 ... a_i, to_j = a_{j+1} ... a_C, and the q, k, v, o of its positions as the rows of
+Q, K, V, O,
 
     A = stril(diag(beta) (K K^T (.) D)),   T = (I + A)^-1          stril: the strictly lower triangle
     P = Q K^T (.) D
@@ -21,7 +22,7 @@ The matrices of all chunks are made at once. Only S, and its gradient, goes from
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +133,7 @@ class _ChunkedDeltaRule(torch.autograd.Function):
     def backward(ctx, dO, dS):  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, beta, *decays, kk, P, T, R, U, starts = ctx.saved_tensors
         a = _Decays(*decays) if ctx.with_decay else None
-        q_start = k_start = q_end = total = None
+        q_start, k_start, total = q, k, None
         dO = torch.zeros_like(U) if dO is None else dO
         k_end = k if a is None else k * a.end
         dU = torch.bmm(P.mT, dO)
@@ -141,9 +142,8 @@ class _ChunkedDeltaRule(torch.autograd.Function):
             Y = torch.bmm(T.mT, dU if lams is None else dU.baddbmm_(k_end, lams))
             dS = None
         else:
-            q_start, k_start, total = (
-                (q, k, None) if a is None else (q * a.start, k * a.start, a.start[:, -1:])
-            )
+            if a is not None:
+                q_start, k_start, total = q * a.start, k * a.start, a.start[:, -1:]
             read = torch.bmm(q_start.mT, dO)
             lam = torch.zeros_like(read[:: ctx.n_chunks]) if dS is None else dS
             parts = []
@@ -162,7 +162,8 @@ class _ChunkedDeltaRule(torch.autograd.Function):
         dkk, dP = dA.mul_(beta.unsqueeze(-1)), torch.bmm(dO, U.mT).tril_()
         dlog = None
         if a is not None:
-            spans = (dkk * kk).addcmul_(dP, P)
+            # Without the diagonal, which no decay is in: where they are strong, its rounding would prevail.
+            spans = (dkk * kk).addcmul_(dP, P).tril_(-1)
             dlog = spans.sum(-1) - spans.sum(-2)
             dkk.mul_(a.D)
             dP.mul_(a.D)
@@ -180,19 +181,19 @@ class _ChunkedDeltaRule(torch.autograd.Function):
                 dlog[:, -1] += (lams * starts).sum((-1, -2)) * a.start[:, -1, 0]
         if lams is not None:
             dk_end = torch.bmm(U, lams.mT)
-            if a is None:
+            if a is None or dlog is None:
                 dk += dk_end
             else:
                 dk.addcmul_(dk_end, a.end)
-                after = (dk_end * k_end).sum(-1)
-                dlog -= after
+                after = (dk_end * k_end).sum(-1)[:, :-1]  # the last key is not decayed
+                dlog[:, :-1] -= after
                 dlog[:, -1] += after.sum(-1)
         if dlog is not None:
             dlog = dlog.flip(-1).cumsum(-1).flip(-1)
         return None, dq, dk, dR, dbeta, dlog, dS
 
 
-def _chunks(n_chunks: int, *tensors: Tensor | None) -> list[tuple[Tensor | None, ...]]:
-    """One after the other, the chunks of each [n * chunk, ...]."""
+def _chunks(n_chunks: int, *tensors: Tensor | None) -> list[tuple[Any, ...]]:
+    """One after the other, the chunks of each [n * chunk, ...]; of None, None."""
     by_chunk = ([None] * n_chunks if x is None else x.unflatten(0, (-1, n_chunks)).unbind(1) for x in tensors)
     return list(zip(*by_chunk, strict=True))

@@ -8,10 +8,9 @@ q, k [d_key], v, w, o [d_value], beta and a numbers, S [d_key, d_value]; before 
 `initial`, or 0. Schlag, Irie & Schmidhuber (2021), arXiv:2102.11174; with decay Yang et al. (2024),
 arXiv:2412.06464. Equivalently S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T.
 
-One function, two paths. The fast path takes a chunk of positions at a time (`chunked_delta_rule`). The explicit
-path, taken when decays, writes or states are asked for, takes one position after the other and holds all states
-(`delta_rule_path`). Since the two round differently, the result is that of the fast path plus what the edits
-changed in the explicit one: exactly 0 if they only looked.
+One function, two paths. The fast path takes a chunk of positions at a time (`chunked_delta_rule`). The
+explicit path, taken when decays, writes or states are asked for, takes one position after the other and holds
+all states (`delta_rule_path`). Looking changes no bit: see `unless_edited`.
 """
 
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from .chunked_delta_rule import chunked_delta_rule
 from .delta_rule_path import Inputs, batch_major, walk, with_graph
+from .looking import unless_edited
 from .state_edit import check_edited
 from .trajectory_edit import Setting, hand_out
 
@@ -46,10 +46,10 @@ def delta_rule(
 
     The edits are handed fresh tensors, and what they return (None: what they were handed) is computed with:
     `edit_decay` exp(log_decay), factors that it may set to anything; `edit_write` all w [batch, pos, head,
-    d_value]; then `edit_state` all states [batch, pos, head, d_key, d_value]. Writes and states are trajectories:
-    entries that are changed, or that a `StateEdit` names, are set, and all that comes after them, later writes
-    included, is computed again from there. Gradients at what is returned are total; if it is detached as a
-    whole, gradients stop there.
+    d_value]; then `edit_state` all states [batch, pos, head, d_key, d_value]. Writes and states are
+    trajectories: entries that are changed, or that a `StateEdit` names, are set, and all that comes after
+    them, later writes included, is computed again from there. Gradients at what is returned are total; if it
+    is detached as a whole, gradients stop there.
 
     Half precision is computed in float32: o comes back in the dtype of v, the last state in float32. `chunk`,
     the most positions that the fast path takes at a time, changes rounding only.
@@ -70,12 +70,12 @@ def delta_rule(
         return o.to(o_dtype), last
     with torch.no_grad():
         exact = chunked_delta_rule(q, k, v, beta, log_decay, initial, chunk)
-    # A clone: the exponential keeps its result for its gradient, and an edit may write into what it is handed.
+    # A clone: exp keeps its result for its gradient, and an edit may write into what it is handed.
     decay = None if log_decay is None else log_decay.exp().clone()
     plain, edited = explicit_delta_rule(
         Inputs(q, k, v, beta, decay, initial), edit_decay, edit_write, edit_state
     )
-    o, last = (x + (y - z) for x, y, z in zip(exact, edited, plain, strict=True))
+    o, last = map(unless_edited, exact, edited, plain)
     return o.to(o_dtype), last
 
 
@@ -85,15 +85,16 @@ Result = tuple[Tensor, Tensor]  # o and the last state
 def explicit_delta_rule(
     inputs: Inputs, edit_decay: Edit | None, edit_write: Edit | None, edit_state: Edit | None
 ) -> tuple[Result, Result]:
-    """Without the edits, as numbers alone; and with them, as a function of the inputs and of what they return."""
+    """Without the edits, as numbers alone; with them, as a function of the inputs and of what they return."""
     nothing = Setting()
     path = plain = walk(inputs, nothing, nothing)
     if edit_decay is not None and inputs.decay is not None:
-        before = inputs.decay.detach().clone()
-        returned = edit_decay(inputs.decay)
+        decay, before = inputs.decay, inputs.decay.detach().clone()
+        returned = edit_decay(decay)
         if returned is not None:
-            inputs = inputs._replace(decay=check_edited("decays", returned, before))
-        if not torch.equal(inputs.decay, before):
+            decay = check_edited("decays", returned, before)
+            inputs = inputs._replace(decay=decay)
+        if not torch.equal(decay, before):
             path = walk(inputs, nothing, nothing)
     writes = states = nothing
     if edit_write is not None:
@@ -114,8 +115,8 @@ def _check_shapes(
 ) -> None:
     if q.ndim != 4 or v.ndim != 4 or v.shape[1] == 0:
         raise ValueError(
-            "q must be [batch, pos, head, d_key] and v [batch, pos, head, d_value] with at least one position, "
-            f"got {tuple(q.shape)} and {tuple(v.shape)}."
+            "q must be [batch, pos, head, d_key] and v [batch, pos, head, d_value], with at least one "
+            f"position, got {tuple(q.shape)} and {tuple(v.shape)}."
         )
     (batch, pos, heads, d_value), d_key = v.shape, q.shape[3]
     wanted = {

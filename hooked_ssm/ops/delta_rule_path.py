@@ -1,4 +1,4 @@
-"""The delta rule one position at a time, with every state in memory, and with writes and states that can be set.
+"""The delta rule one position at a time, every state in memory, with writes and states that can be set.
 
     P_t = a_t S_{t-1},   e_t = v_t - P_t^T k_t,   w_t = beta_t e_t or what it is set to
     S_t = P_t + k_t w_t^T or what it is set to,   o_t = S_t^T q_t
@@ -6,8 +6,9 @@
 With lambda_t the gradient at S_t and mu_t the one at w_t, both total (through everything later), and both 0
 where that entry is set when they are passed on to what it would have been computed from,
 
-    lambda_t = q_t do_t^T + a_{t+1} dP_{t+1},   mu_t = lambda_t^T k_t,   dv_t = beta_t mu_t,   dbeta_t = mu_t . e_t
-    dP_t = lambda_t - k_t dv_t^T,   dk_t = lambda_t w_t - P_t dv_t,   da_t = <dP_t, S_{t-1}>,   dq_t = S_t do_t
+    lambda_t = q_t do_t^T + a_{t+1} dP_{t+1},   mu_t = lambda_t^T k_t,   dP_t = lambda_t - k_t dv_t^T
+    dv_t = beta_t mu_t,   dbeta_t = mu_t . e_t,   dk_t = lambda_t w_t - P_t dv_t
+    da_t = <dP_t, S_{t-1}>,   dq_t = S_t do_t
 """
 
 from typing import NamedTuple
@@ -41,9 +42,10 @@ class Inputs(NamedTuple):
 
 @torch.no_grad()
 def walk(inputs: Inputs, writes: Setting, states: Setting) -> Path:
-    q, k, v, beta, decay = (None if x is None else time_major(x) for x in inputs[:5])
-    assert q is not None and k is not None and v is not None and beta is not None
-    path = Path(*(torch.empty_like(v) for _ in range(3)), v.new_empty(*k.shape, v.shape[-1]))
+    q, k, v, beta = (time_major(x) for x in (inputs.q, inputs.k, inputs.v, inputs.beta))
+    decay = None if inputs.decay is None else time_major(inputs.decay)
+    empty = torch.empty_like
+    path = Path(empty(v), empty(v), empty(v), v.new_empty(*k.shape, v.shape[-1]))
     S = torch.zeros_like(path.states[0]) if inputs.initial is None else inputs.initial.flatten(0, 1)
     for t, (o, error, write, state) in enumerate(zip(*(x.unbind(0) for x in path), strict=True)):
         if decay is None:
@@ -87,8 +89,9 @@ class _Path(torch.autograd.Function):
         q, k, beta, decay, initial, errors, writes, states = ctx.saved_tensors
         heads = q.shape[2]
         first = torch.zeros_like(states[0]) if initial is None else initial.flatten(0, 1)
-        q, k, beta, decay, do, dwrites, dstates = (
-            None if x is None else time_major(x) for x in (q, k, beta, decay, do, dwrites, dstates)
+        q, k, beta = (time_major(x) for x in (q, k, beta))
+        decay, do, dwrites, dstates = (
+            None if x is None else time_major(x) for x in (decay, do, dwrites, dstates)
         )
         lam = torch.zeros_like(first) if dlast is None else dlast.flatten(0, 1).clone()
         mu_total, mu, dv = (torch.empty_like(writes) for _ in range(3))
@@ -109,7 +112,7 @@ class _Path(torch.autograd.Function):
             _cut(mu[t].copy_(mu_total[t]), t, ctx.writes)
             torch.mul(mu[t], beta[t].unsqueeze(-1), out=dv[t])
             lam.addcmul_(k[t].unsqueeze(2), dv[t].unsqueeze(1), value=-1)
-            if ddecay is not None:
+            if decay is not None and ddecay is not None:
                 ddecay[t] = (lam * (states[t - 1] if t else first)).sum((-1, -2))
                 lam *= decay[t, :, None, None]
 

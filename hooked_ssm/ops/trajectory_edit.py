@@ -1,13 +1,13 @@
 """What a hook on a trajectory sets, for recurrences in which everything after a set entry responds to it.
 
-A hook is handed a copy X of the trajectory and returns Y. Entries that differ, or that a `StateEdit` names, are
-*set*: the recurrence is computed again with them. Elsewhere Y is X, and is what the recurrence computes there
-anyway: but the gradient at Y is that of adding something to the entry and carrying it on.
+A hook is handed a copy X of the trajectory and returns Y. Entries that differ, or that a `StateEdit` names,
+are *set*: the recurrence is computed again with them. Elsewhere Y is X, and is what the recurrence computes
+there anyway: but the gradient at Y is that of adding something to the entry and carrying it on.
 
-Whoever computes the recurrence again sends Y this total gradient, everywhere, and `carried`, at entries that are
-not set, the same once more. X passes on what reached it through the hook beyond that: nothing, unless Y depends
-on X in some other way. An entry that is not set, and through which nothing came (the hook detached it, or put
-a constant equal to what was there), counts as untouched.
+Whoever computes the recurrence again sends Y this total gradient, everywhere, and `carried`, at entries that
+are not set, the same once more. X passes on what reached it through the hook beyond that: nothing, unless Y
+depends on X in some other way. An entry that is not set, and through which nothing came (the hook detached
+it, or put a constant equal to what was there), counts as untouched.
 """
 
 from collections.abc import Callable

@@ -53,10 +53,9 @@ def hyena(*, d_model: int, n_layers: int = 2, d_vocab: int, **options: Any) -> H
 
 def delta_net(*, d_model: int, n_layers: int = 2, d_vocab: int, **options: Any) -> HookedSSMConfig:
     """DeltaNet in every layer, as zoology, whose code the paper builds on, has it in its hybrids: 2 heads,
-    convolutions of width 4, no gate. The paper's own configuration is not known: its code does not have it."""
-    return published.delta_net(
-        d_model=d_model, n_layers=n_layers, d_vocab=d_vocab, **({"n_heads": 2} | options)
-    )
+    convolutions of width 4, no gate. The paper's own configuration is not known: it is not in its code."""
+    defaults: dict[str, Any] = {"n_heads": 2}
+    return published.delta_net(d_model=d_model, n_layers=n_layers, d_vocab=d_vocab, **(defaults | options))
 
 
 PRESETS: dict[str, Callable[..., HookedSSMConfig]] = {

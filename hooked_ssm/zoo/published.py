@@ -207,8 +207,8 @@ def delta_net(
     expand_v: float = 1.0,
     **options: Any,
 ) -> HookedSSMConfig:
-    """DeltaNet, with the defaults of flash-linear-attention's layer: 4 heads, convolutions of width 4, no gate.
-    Around it LayerNorm, an MLP of 4 d_model, no positions. d_conv=0 removes the convolutions."""
+    """DeltaNet, with the defaults of flash-linear-attention's layer: 4 heads, convolutions of width 4, no
+    gate. Around it LayerNorm, an MLP of 4 d_model, no positions. d_conv=0 removes the convolutions."""
     layer = DeltaNetConfig(
         d_conv=d_conv,
         use_beta=use_beta,
@@ -234,8 +234,9 @@ def gated_delta_net(
     **options: Any,
 ) -> HookedSSMConfig:
     """Gated DeltaNet, with the defaults of flash-linear-attention's layer: values of twice the keys' width,
-    convolutions of width 4, a gate. Only its 6 heads of width 256, for a d_model of 2048, are 4 of d_model / 4
-    here. Around it LayerNorm, an MLP of 4 d_model, no positions. d_conv=0 removes the convolutions."""
+    convolutions of width 4, a gate. Only its 6 heads of width 256, for a d_model of 2048, are 4 of
+    d_model / 4 here. Around it LayerNorm, an MLP of 4 d_model, no positions. d_conv=0 removes the
+    convolutions."""
     layer = GatedDeltaNetConfig(
         d_conv=d_conv,
         allow_neg_eigval=allow_neg_eigval,

@@ -11,6 +11,8 @@ from hooked_ssm.mixers import (
     AttentionConfig,
     BaseConvConfig,
     BasedConfig,
+    DeltaNetConfig,
+    GatedDeltaNetConfig,
     GLAConfig,
     HyenaConfig,
     MambaConfig,
@@ -56,6 +58,10 @@ COUNTS = {
     ("mamba", 26, 16): 7_200,
     ("mamba", 26, 64): 67_200,
     ("mamba", 26, 256): 883_200,
+    # From flash-linear-attention's layer, in the paper's blocks: what the paper had is not known.
+    ("delta_net", 8196, 16): 138_064,
+    ("delta_net", 8196, 64): 625_984,
+    ("delta_net", 26, 256): 1_592_064,
     ("mamba2", 8196, 64): 611_084,
     ("mamba2", 8196, 256): 3_029_552,
 }
@@ -103,6 +109,22 @@ def test_hyena_is_the_papers():
     cfg = zoo.paper.hyena(d_model=16, d_vocab=9)
     assert cfg.mixers == [HyenaConfig(skip=False, filter_std=0.02)] * 2
     assert cfg.positional_embedding_type == "none" and (cfg.d_mlp, cfg.n_ctx) == (64, 1024)
+
+
+def test_delta_nets_are_flash_linear_attentions_and_zoologys():
+    assert zoo.delta_net(d_model=16, d_vocab=9).mixers == [DeltaNetConfig()] * 2
+    assert zoo.gated_delta_net(d_model=16, d_vocab=9).mixers == [GatedDeltaNetConfig()] * 2
+    assert zoo.paper.delta_net(d_model=16, d_vocab=9).mixers == [DeltaNetConfig()] * 2
+    for preset, heads in ((zoo.delta_net, 4), (zoo.gated_delta_net, 4), (zoo.paper.delta_net, 2)):
+        for d_model in (16, 256):
+            cfg = preset(d_model=d_model, d_vocab=9)
+            assert (cfg.n_heads, cfg.d_mlp, cfg.positional_embedding_type) == (heads, 4 * d_model, "none")
+    options = {"d_conv": 0, "allow_neg_eigval": True, "use_gate": False, "expand_k": 0.5, "expand_v": 1.5}
+    assert zoo.gated_delta_net(d_model=16, d_vocab=9, **options).mixers[0] == GatedDeltaNetConfig(**options)
+    options |= {"use_gate": True}
+    assert zoo.delta_net(d_model=16, d_vocab=9, **options).mixers[0] == DeltaNetConfig(**options)
+    ungated = zoo.delta_net(d_model=16, d_vocab=9, use_beta=False).mixers[0]
+    assert ungated == DeltaNetConfig(use_beta=False)
 
 
 def test_based_takes_turns_with_base_conv():

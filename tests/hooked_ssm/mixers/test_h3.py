@@ -49,6 +49,19 @@ def test_a_filter_can_be_made_longer_than_the_state(with_taps):
     assert close(got, h3(model.blocks[0].mixer, u, in_the_loop)["out"], case.tolerance)
 
 
+def test_taps_are_those_of_the_edited_filter():
+    """So that without them nothing is left of the convolution."""
+    model = PAIRS.model(n_layers=1)
+    edits = {
+        "conv_filter": lambda kappa, hook: 2 * kappa + 1,
+        "conv_taps": lambda taps, hook: torch.zeros_like(taps),
+    }
+    with model.hooks(fwd_hooks=[(f"blocks.0.mixer.hook_{name}", edit) for name, edit in edits.items()]):
+        _, cache = model.run_with_cache(random_tokens())
+    kappa, k = cache["conv_filter", 0], cache["conv_in", 0]
+    assert cache["conv", 0].abs().max() < 1e-13 * kappa.abs().max() * k.abs().max()
+
+
 @every_case
 def test_a_document_needs_no_last_state(case):
     """What `forward` leaves out does not change a bit of the output."""

@@ -1,4 +1,4 @@
-"""The distributions that DeltaNet's and Gated DeltaNet's weights start from, in models of the paper's shape."""
+"""The distributions that the weights of DeltaNet, gated or not, start from, in models of the paper's size."""
 
 import math
 
@@ -71,6 +71,15 @@ def test_gated_delta_net(d_conv):
     for mixer in mixers_of(zoo.gated_delta_net, d_conv=d_conv):
         weights_of(mixer, shapes, values // heads)
     assert not hasattr(zoo.paper, "gated_delta_net")
+
+
+@pytest.mark.parametrize("preset", [zoo.delta_net, zoo.gated_delta_net], ids=["delta net", "gated"])
+def test_linear_maps_have_pytorchs_distribution_where_the_model_leaves_it(preset):
+    """As a bare layer has them."""
+    for mixer in mixers_of(preset, linear_std=None):
+        for name, p in mixer.named_parameters():
+            if name.endswith("_proj.weight"):
+                uniform(p, p.shape[1] ** -0.5)
 
 
 def many_heads(**options) -> tuple[Tensor, Tensor]:

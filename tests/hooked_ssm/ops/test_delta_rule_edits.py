@@ -196,7 +196,9 @@ def test_what_hooks_return_receives_the_total_derivative(edit_write, edit_state)
 
     def total():
         kept = []
-        o, last = delta_rule(*inputs, edit_write=keeping(edit_write, kept), edit_state=keeping(edit_state, kept))
+        o, last = delta_rule(
+            *inputs, edit_write=keeping(edit_write, kept), edit_state=keeping(edit_state, kept)
+        )
         return outcome(lambda: (o, last), kept)
 
     assert_close(total(), wanted, ["o", "last state", *(["hook"] * len(wrt))])
@@ -318,7 +320,9 @@ def test_an_edit_never_moves_what_came_before_it_and_what_it_erases_is_gone():
         return x
 
     got, _ = delta_rule(*inputs, edit_state=erase)
-    assert torch.equal(got[:, :5], o[:, :5]) and (got[:, 5] == 0).all() and not torch.equal(got[:, 6], o[:, 6])
+    assert (
+        torch.equal(got[:, :5], o[:, :5]) and (got[:, 5] == 0).all() and not torch.equal(got[:, 6], o[:, 6])
+    )
     got, last = delta_rule(*inputs, edit_state=torch.zeros_like)
     assert (got == 0).all() and (last == 0).all()
 
