@@ -71,7 +71,7 @@ def train(
 
     from experiments import training
     from experiments.runs import TrainConfig
-    from tasks import AssociativeRecall, Task
+    from tasks import AssociativeRecall, AssociativeTreecall, Task
 
     set_threads(threads)
     learned = Task.from_dict({"task": task, **assignments(setting, "--setting")})
@@ -93,6 +93,9 @@ def train(
         checkpoint_every=eval_every,
         seed=seed,
     )
+    if isinstance(learned, AssociativeTreecall):
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in learned.rejections().items())
+        say(f"Of the sentences drawn: {shares}".replace("_", " "))
     run = training.train(cfg, out)
     result = run.result()
     accuracy, loss = f"{result['test_accuracy']:.1%}", f"{result['test_loss']:.3f}"

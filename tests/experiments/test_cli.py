@@ -60,6 +60,16 @@ def test_train_then_evaluate(tmp_path):
     assert "<h1>a run</h1>" in (out / "report.html").read_text() and (out / "a-run.png").exists()
 
 
+def test_treecall_is_trained_and_evaluated_by_distance_depth_and_place(tmp_path):
+    sizes = "--d-model 8 --steps 4 --batch-size 8 --n-train 0 --eval-every 4 --threads 1"
+    task = "--task associative_treecall --setting max_length=20 --setting n_nonterminals=10"
+    output = invoke("train", "attention", "--out", str(tmp_path / "x"), *sizes.split(), *task.split())
+    assert "Of the sentences drawn: kept " in output and "too long " in output
+    output = invoke("evaluate", str(tmp_path / "x"), "--docs", "60", "--threads", "1")
+    for by in ("distance from key to value", "depth of the key", "place of the value"):
+        assert f"by {by}" in output
+
+
 def test_the_folder_one_stands_in_can_be_evaluated(run_of, monkeypatch):
     monkeypatch.chdir(run_of("attention").folder)
     invoke("evaluate", ".", "--docs", "8", "--site", "value", "--procedure", "original")
