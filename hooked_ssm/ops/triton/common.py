@@ -1,0 +1,60 @@
+"""What the Triton kernels share.
+
+They run compiled on a GPU; or interpreted, slowly, on a CPU, if TRITON_INTERPRET=1 was set in the environment
+before triton was first imported.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Int
+from torch import Tensor
+
+TL_DTYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+
+@triton.jit
+def then(decay, write, next_decay, next_write):
+    """The map h -> decay h + write, and after it the next one: the combination that scans a recurrence."""
+    return decay * next_decay, tl.fma(next_decay, write, next_write)
+
+
+INTERPRETED = not isinstance(then, triton.runtime.JITFunction)
+
+
+def accumulator(*tensors: Tensor | None) -> torch.dtype:
+    """What is computed in: the widest of the tensors' dtypes, at least float32."""
+    return reduce(torch.promote_types, (t.dtype for t in tensors if t is not None), torch.float32)
+
+
+def check_runnable(*tensors: Tensor | None) -> None:
+    """Raises ValueError unless the tensors lie on one device that the kernels can run on."""
+    devices = {tensor.device for tensor in tensors if tensor is not None}
+    if len(devices) > 1:
+        raise ValueError(f"a kernel needs its tensors on one device, got {sorted(map(str, devices))}.")
+    (device,) = devices
+    if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
+        raise ValueError(
+            f"a Triton kernel needs tensors on a GPU, got {device}. "
+            "(Or on a CPU, slowly, with TRITON_INTERPRET=1 set before triton is imported.)"
+        )
+
+
+def slots(positions: Sequence[int], length: int, device: torch.device) -> Int[Tensor, " pos"]:
+    """For each position of a document its index in `positions`, or -1: how kernels know what to emit or set.
+
+    Raises ValueError unless the positions are distinct and lie in 0..length - 1.
+    """
+    if len(set(positions)) != len(positions) or any(not 0 <= p < length for p in positions):
+        raise ValueError(f"positions must be distinct and lie in 0..{length - 1}, got {list(positions)}.")
+    slot = torch.full((length,), -1, dtype=torch.int32)
+    slot[list(positions)] = torch.arange(len(positions), dtype=torch.int32)
+    return slot.to(device)
