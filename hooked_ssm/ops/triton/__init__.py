@@ -1,1 +1,1 @@
-"""Triton kernels, one file an operator, each for a reference in `hooked_ssm.ops`. Importing one needs triton."""
+"""Triton kernels, one file an operator, each for a reference in `hooked_ssm.ops`. They need triton."""
