@@ -11,6 +11,7 @@ from hooked_ssm.gated_mlp import GatedMLP
 from hooked_ssm.hooks import Hook
 from hooked_ssm.layers import MLP, NORMS
 from hooked_ssm.mixers.base import Mixer
+from hooked_ssm.ops.backends import backend_of_model
 
 
 class Block(nn.Module):
@@ -60,7 +61,8 @@ class Block(nn.Module):
         keep_state=False is for whole documents: the state after them, which may be costly, is None.
         """
         resid = self.hook_resid_pre(resid)
-        mixer_out, state = self.mix(resid, state, keep_state)
+        with backend_of_model(self.cfg.backend):
+            mixer_out, state = self.mix(resid, state, keep_state)
         resid = self.hook_resid_mid(resid + self.hook_mixer_out(mixer_out))
         if self.mlp is not None and self.ln2 is not None:
             mlp_in = self.hook_mlp_in(resid) if self.cfg.use_hook_mlp_in else resid

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from transformer_lens.config import TransformerLensConfig
 
+from hooked_ssm.ops.backends import AUTO, check_backend
+
 Norm = Literal["LN", "RMS"]
 
 
@@ -63,6 +65,7 @@ class HookedSSMConfig(TransformerLensConfig):
     tie_embeddings: whether the unembedding is the transposed embedding.
     embed_std, linear_std: standard deviations of initial embeddings and of linear maps; None leaves
         linear maps at PyTorch's default.
+    backend: what operators run on, see `ops.backends`; like the device, it is no part of what is saved.
     seed: if given, initial weights are drawn with it and the global random state is left alone.
 
     Raises ValueError for sizes that do not fit together.
@@ -83,6 +86,7 @@ class HookedSSMConfig(TransformerLensConfig):
     tie_embeddings: bool = True
     embed_std: float = 0.02
     linear_std: float | None = 0.02
+    backend: str = AUTO
     seed: int | None = None
     model_name: str = "hooked_ssm"
     use_hook_mlp_in: bool = False
@@ -116,6 +120,7 @@ class HookedSSMConfig(TransformerLensConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        check_backend(self.backend)
         if self.d_head == -1:
             self.d_head = self.d_model // self.n_heads
         # TransformerLens turns d_mlp=None into 4 d_model; a model without MLPs says attn_only instead.
@@ -129,9 +134,9 @@ class HookedSSMConfig(TransformerLensConfig):
         return f"HookedSSMConfig({', '.join(f'{k}={v!r}' for k, v in self.to_json().items())})"
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that JSON can hold and `from_json` reads. The device is not part of it."""
+        """A dictionary that JSON can hold and `from_json` reads. Device and back end are not part of it."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
-        del values["device"]
+        del values["device"], values["backend"]
         values["dtype"] = str(self.dtype).removeprefix("torch.")
         values["mixers"] = [mixer.to_dict() for mixer in self.mixer_list]
         values["d_mlp"] = self.d_mlp or None

@@ -5,6 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .backends import call_of, implementation
+
 
 def depthwise_conv(
     x: Float[Tensor, "batch past_and_pos channel"],
@@ -12,6 +14,11 @@ def depthwise_conv(
     bias: Float[Tensor, " channel"] | None,
 ) -> Float[Tensor, "batch pos channel"]:
     """Outputs at all but the first k - 1 positions of x, which are the past. weight[..., -1] is w_0."""
+    call = call_of("depthwise_conv", {"x": x, "weight": weight, "bias": bias})
+    return implementation(call)(x, weight, bias)
+
+
+def torch_depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _DepthwiseConv.apply(x, weight[:, 0].t().contiguous(), bias)  # pyright: ignore[reportReturnType]
 
 

@@ -16,12 +16,12 @@ factors, which an edit may set to 0 or to something negative. Looking changes no
 """
 
 from collections.abc import Callable
-from functools import reduce
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .backends import call_of, implementation, in_one_dtype
 from .chunk_states import chunk_states, into_chunks
 from .decay_products import channel_products, head_products
 from .linear_scan import linear_scan
@@ -59,12 +59,26 @@ def linear_attention(
         raise ValueError("there are no decays to edit: log_decay is None.")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}.")
-    given = [tensor for tensor in (q, k, v, log_decay, initial) if tensor is not None]
-    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in given), torch.float32)
-    o_dtype = v.dtype
-    q, k, v = (tensor.to(dtype) for tensor in (q, k, v))
-    log_decay, initial = (None if x is None else x.to(dtype) for x in (log_decay, initial))
+    inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "initial": initial}
+    call = call_of("linear_attention", inputs, decay=edit_decay, write=edit_write, state=edit_state)
+    edits = {"edit_decay": edit_decay, "edit_write": edit_write, "edit_state": edit_state}
+    return implementation(call)(q, k, v, log_decay, initial, **edits, chunk=chunk)
 
+
+def torch_linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    initial: Tensor | None,
+    *,
+    edit_decay: Edit | None,
+    edit_write: Edit | None,
+    edit_state: Edit | None,
+    chunk: int | None,
+) -> tuple[Tensor, Tensor]:
+    o_dtype = v.dtype
+    q, k, v, log_decay, initial = in_one_dtype(q, k, v, log_decay, initial)
     if edit_decay is None and edit_write is None and edit_state is None:
         o, last = chunked_linear_attention(q, k, v, log_decay, initial, chunk)
         return o.to(o_dtype), last

@@ -9,13 +9,14 @@ With g_t what the loss sends to h_t directly, its total derivative runs the same
 (with conjugates where a and h are complex).
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Inexact
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from .backends import call_of, implementation
 
 
 def linear_scan(
@@ -25,7 +26,8 @@ def linear_scan(
 ) -> Inexact[Tensor, "batch pos *dims"]:
     """All the states of h_t = decay_t h_{t-1} + write_t, differentiable in the three arguments."""
     check_scan_inputs(decay, write, initial)
-    return _LinearScan.apply(decay, write, initial)  # pyright: ignore[reportReturnType]
+    scan = scan_for(decay, write, initial)
+    return _LinearScan.apply(decay, write, initial, scan)  # pyright: ignore[reportReturnType]
 
 
 def check_scan_inputs(decay: Tensor, write: Tensor, initial: Tensor | None) -> None:
@@ -44,27 +46,80 @@ def check_scan_inputs(decay: Tensor, write: Tensor, initial: Tensor | None) -> N
         raise TypeError(f"decay, write and initial must have one dtype, got {', '.join(map(str, dtypes))}.")
 
 
-def run_scan(decay: Tensor, write: Tensor, initial: Tensor | None) -> Tensor:
-    """The states, without autograd, in the memory order of `write`."""
+class Run(Protocol):
+    def __call__(
+        self,
+        decay: Tensor,
+        write: Tensor,
+        initial: Tensor | None,
+        values: Tensor | None = None,
+        set_at: Tensor | None = None,
+    ) -> Tensor:
+        """The states, in the memory order of `write`. Where the mask `set_at` [batch, pos, ...] is true, the
+        state is that of `values`."""
+        ...
+
+
+class Reverse(Protocol):
+    def __call__(self, grad: Tensor, decay: Tensor, set_at: Tensor | None = None) -> Tensor:
+        """lambda of the module docstring, a new tensor in the memory order of `decay`. Where `set_at` is
+        true, h_t does not depend on h_{t-1}: there a_t counts as 0."""
+        ...
+
+
+class LinearScan(NamedTuple):
+    """What a back end has to compute: numbers, without a graph."""
+
+    run: Run
+    reverse: Reverse
+
+
+def scan_for(decay: Tensor, write: Tensor, initial: Tensor | None, **edits: object) -> LinearScan:
+    """The back end's."""
+    return implementation(
+        call_of("linear_scan", {"decay": decay, "write": write, "initial": initial}, **edits)
+    )
+
+
+def run_scan(
+    decay: Tensor,
+    write: Tensor,
+    initial: Tensor | None,
+    values: Tensor | None = None,
+    set_at: Tensor | None = None,
+) -> Tensor:
+    """The reference form of `Run`: a loop over positions, in Python."""
     states = torch.empty_like(write)
     h = initial
+    cuts = positions_set(set_at)
     # Slices are taken once, by unbind: the arithmetic is then one addcmul a position.
-    for a, w, out in zip(decay.unbind(1), write.unbind(1), states.unbind(1), strict=True):
+    for t, (a, w, out) in enumerate(zip(decay.unbind(1), write.unbind(1), states.unbind(1), strict=True)):
         h = out.copy_(w) if h is None else torch.addcmul(w, a, h, out=out)
+        if t in cuts and values is not None:
+            torch.where(cuts[t], values[:, t], out, out=out)
     return states
 
 
-def total_gradient(grad: Tensor, decay: Tensor, cuts: Mapping[int, Tensor] = MappingProxyType({})) -> Tensor:
-    """lambda of the module docstring, as a new tensor in the memory order of `decay`.
-
-    `cuts` gives, for some positions t, the entries where h_t does not depend on h_{t-1}.
-    """
+def total_gradient(grad: Tensor, decay: Tensor, set_at: Tensor | None = None) -> Tensor:
+    """The reference form of `Reverse`: a loop over positions, in Python."""
     total = torch.empty_like(decay).copy_(grad)
     lambdas, decays = total.unbind(1), decay.conj().resolve_conj().unbind(1)
+    cuts = positions_set(set_at)
     for t in range(len(lambdas) - 1, 0, -1):
         a = decays[t].masked_fill(cuts[t], 0) if t in cuts else decays[t]
         lambdas[t - 1].addcmul_(a, lambdas[t])
     return total
+
+
+TORCH = LinearScan(run_scan, total_gradient)
+
+
+def positions_set(set_at: Tensor | None) -> dict[int, Tensor]:
+    """Of the mask [batch, pos, ...], the positions where anything is set."""
+    if set_at is None:
+        return {}
+    anything = set_at.any(dim=tuple(dim for dim in range(set_at.ndim) if dim != 1)).tolist()
+    return {t: cut for t, cut in enumerate(set_at.unbind(1)) if anything[t]}
 
 
 def times_previous(total: Tensor, states: Tensor, initial: Tensor | None) -> Tensor:
@@ -82,15 +137,16 @@ def times_first(total: Tensor, decay: Tensor) -> Tensor:
 
 class _LinearScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, decay, write, initial):
-        states = run_scan(decay, write, initial)
+    def forward(ctx, decay, write, initial, scan):
+        states = scan.run(decay, write, initial)
         ctx.save_for_backward(decay, states, initial)
+        ctx.scan = scan
         return states
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         decay, states, initial = ctx.saved_tensors
-        total = total_gradient(grad, decay)
+        total = ctx.scan.reverse(grad, decay)
         grad_decay = times_previous(total, states, initial) if ctx.needs_input_grad[0] else None
-        return grad_decay, total, times_first(total, decay) if ctx.needs_input_grad[2] else None
+        return grad_decay, total, times_first(total, decay) if ctx.needs_input_grad[2] else None, None

@@ -5,18 +5,19 @@ Per channel c and state dimension n, with step dt, input x, and B, C depending o
     h_t[c, n] = exp(dt_t[c] A[c, n]) h_{t-1}[c, n] + dt_t[c] x_t[c] B_t[n]         decay, write
     y_t[c]    = sum_n h_t[c, n] C_t[n]                                             read
 
-One function, two paths, the same numbers to the last bit: the fast path holds one chunk of states at a time;
-the explicit path, taken when decays, writes or states are asked for, holds them all.
+This is the operator, and its reference form in torch. That has two paths, the same numbers to the last bit:
+the fast path holds one chunk of states at a time; the explicit path, taken when decays, writes or states are
+asked for, holds them all.
 """
 
 from collections.abc import Callable
-from functools import reduce
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .backends import call_of, implementation, in_one_dtype
 from .chunked_scan import chunked_selective_scan, make_decay, read_states, sum_channels
 from .linear_scan import linear_scan
 from .state_edit import check_edited, scan_with_edits
@@ -44,12 +45,27 @@ def selective_scan(
     dtype of x, the last state in float32.
     """
     _check_shapes(x, dt, A, B, C, initial)
-    given = [x, dt, A, B, C] if initial is None else [x, dt, A, B, C, initial]
-    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in given), torch.float32)
-    y_dtype = x.dtype
-    x, dt, A, B, C = (tensor.to(dtype) for tensor in (x, dt, A, B, C))
-    initial = None if initial is None else initial.to(dtype)
+    inputs = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "initial": initial}
+    call = call_of("selective_scan", inputs, decay=edit_decay, write=edit_write, state=edit_state)
+    run = implementation(call)
+    return run(x, dt, A, B, C, initial, edit_decay=edit_decay, edit_write=edit_write, edit_state=edit_state)
 
+
+def torch_selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial: Tensor | None,
+    *,
+    edit_decay: Edit | None,
+    edit_write: Edit | None,
+    edit_state: Edit | None,
+) -> tuple[Tensor, Tensor]:
+    """The reference form: a loop over positions, in Python."""
+    y_dtype = x.dtype
+    x, dt, A, B, C, initial = in_one_dtype(x, dt, A, B, C, initial)
     shared = B.ndim == 3 and C.ndim == 3
     if shared and edit_decay is None and edit_write is None and edit_state is None:
         y, last_state = chunked_selective_scan(x, dt, A, B, C, initial)

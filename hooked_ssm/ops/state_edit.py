@@ -36,7 +36,7 @@ from jaxtyping import Bool, Inexact
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .linear_scan import check_scan_inputs, run_scan, times_first, times_previous, total_gradient
+from .linear_scan import LinearScan, check_scan_inputs, scan_for, times_first, times_previous
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ def scan_with_edits(
     is not seen: torch does not count it.)
     """
     check_scan_inputs(decay, write, initial)
-    memo = _Memo()
+    scan = scan_for(decay, write, initial, state=edit)
+    first = None if initial is None else initial.detach()
+    memo = _Memo(scan)
     seen, carried = _Trajectory.apply(decay, write, initial, memo)  # pyright: ignore[reportGeneralTypeIssues]
 
     # Writing in place moves the version counter: an untouched trajectory is known without a copy to compare.
@@ -83,16 +85,17 @@ def scan_with_edits(
     elif untouched:
         raw = seen.detach()
     else:
-        raw = run_scan(decay.detach(), write.detach(), None if initial is None else initial.detach())
+        raw = scan.run(decay.detach(), write.detach(), first)
     set_at = None if untouched and _same_view(values, seen) else values.detach() != raw
     if mask is not None:
         set_at = mask.expand_as(values) if set_at is None else mask | set_at
-    cuts = {} if set_at is None else _by_position(set_at)
+    if set_at is not None and not set_at.any():
+        set_at = None
 
     if not values.requires_grad:
         carried = carried.detach()
-    states = _Restart.apply(values, carried, decay.detach(), write.detach(), set_at, cuts)
-    memo.keep(raw, states.detach() if cuts else raw)  # pyright: ignore[reportAttributeAccessIssue]
+    states = _Restart.apply(values, carried, decay.detach(), write.detach(), first, set_at, scan)
+    memo.keep(raw, raw if set_at is None else states.detach())  # pyright: ignore[reportAttributeAccessIssue]
     return states  # pyright: ignore[reportReturnType]
 
 
@@ -129,14 +132,11 @@ def _same_view(one: Tensor, other: Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() and one.stride() == other.stride() and one.shape == other.shape
 
 
-def _by_position(set_at: Tensor) -> dict[int, Tensor]:
-    """Of the mask [batch, pos, ...], the positions where anything is set."""
-    anything = set_at.any(dim=tuple(dim for dim in range(set_at.ndim) if dim != 1)).tolist()
-    return {t: cut for t, cut in enumerate(set_at.unbind(1)) if anything[t]}
-
-
 class _Memo:
     """The raw and the final states for _Trajectory's backward: detached, so that no reference cycle forms."""
+
+    def __init__(self, scan: LinearScan):
+        self.scan = scan
 
     def keep(self, raw: Tensor, final: Tensor) -> None:
         self.raw, self.final = raw, final
@@ -157,7 +157,7 @@ class _Trajectory(torch.autograd.Function):
         ctx.save_for_backward(decay, initial)
         ctx.memo = memo
         ctx.set_materialize_grads(False)
-        states = run_scan(decay, write, initial)
+        states = memo.scan.run(decay, write, initial)
         return states, states.new_zeros(()).expand(states.shape)
 
     @staticmethod
@@ -170,7 +170,7 @@ class _Trajectory(torch.autograd.Function):
         parts = [] if carried is None else [(carried, final)]
         further = through_hook if carried is None else _beyond(through_hook, carried)
         if further is not None:
-            parts.append((total_gradient(further, decay), raw))
+            parts.append((ctx.memo.scan.reverse(further, decay), raw))
         total = reduce(torch.add, (total for total, _ in parts))
         grad_decay = reduce(torch.add, (times_previous(total, states, initial) for total, states in parts))
         return grad_decay, total, times_first(total, decay) if ctx.needs_input_grad[2] else None, None
@@ -187,28 +187,17 @@ def _beyond(through_hook: Tensor, carried: Tensor) -> Tensor | None:
 
 class _Restart(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, carried, decay, write, set_at, cuts):
-        ctx.save_for_backward(decay, set_at if cuts else None)
-        ctx.cuts = cuts
-        if not cuts:
+    def forward(ctx, values, carried, decay, write, initial, set_at, scan):
+        ctx.save_for_backward(decay, set_at)
+        ctx.scan = scan
+        if set_at is None:
             return values.view_as(values)
-        first = min(cuts)
-        states = torch.empty_like(write)
-        # As far as the first position with a set entry what came back holds: elsewhere it is the trajectory.
-        states[:, : first + 1] = values[:, : first + 1]
-        h = states[:, first]
-        steps = zip(*(each.unbind(1) for each in (decay, write, values, states)), strict=True)
-        for t, (a, w, v, out) in enumerate(steps):
-            if t > first:
-                h = torch.addcmul(w, a, h, out=out)
-                if t in cuts:
-                    torch.where(cuts[t], v, out, out=out)
-        return states
+        return scan.run(decay, write, initial, values, set_at)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         decay, set_at = ctx.saved_tensors
-        total = total_gradient(grad, decay, ctx.cuts)
+        total = ctx.scan.reverse(grad, decay, set_at)
         carried = total if set_at is None else total.masked_fill(set_at, 0)
-        return total if ctx.needs_input_grad[0] else None, carried, None, None, None, None
+        return total if ctx.needs_input_grad[0] else None, carried, *[None] * 5

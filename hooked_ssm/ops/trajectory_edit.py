@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .state_edit import StateEdit, _beyond, _by_position, _check_mask, check_edited
+from .linear_scan import positions_set
+from .state_edit import StateEdit, _beyond, _check_mask, check_edited
 
 
 class Setting(NamedTuple):
@@ -47,7 +48,7 @@ def hand_out(name: str, trajectory: Tensor, edit: Callable[[Tensor], object]) ->
     cuts = {}
     if not same or mask is not None:
         changed = values.detach() != trajectory.detach()
-        cuts = _by_position(changed if mask is None else mask | changed)
+        cuts = positions_set(changed if mask is None else mask | changed)
     return Setting(values, carried, cuts, trajectory.requires_grad and not values.requires_grad)
 
 

@@ -432,8 +432,8 @@ def test_the_graph_is_freed_without_the_garbage_collector(edit, backward, inputs
     decay, write, initial, _ = inputs
     memos = []
 
-    def memo():
-        made = _Memo()
+    def memo(*args):
+        made = _Memo(*args)
         memos.append(weakref.ref(made))
         return made
 
