@@ -1,5 +1,6 @@
 """Writes the page that lists every hook, from the code: python docs/generate.py"""
 
+from functools import partial
 from pathlib import Path
 
 from hooked_ssm import HookedSSM, zoo
@@ -16,9 +17,11 @@ The mixer's `hook_x` is `blocks.{l}.mixer.hook_x`, and also `blocks.{l}.hook_x` 
 
 
 def hook_page() -> str:
-    """The hooks around the mixers, then each mixer's, with every option that a preset of the zoo uses."""
+    """The hooks around the mixers, then each mixer's, with every option that a preset of the zoo uses, and
+    rotary positions."""
     sections: dict[str, dict[str, tuple[str, str]]] = {"Around the mixers": {}}
-    for presets in (zoo.PRESETS, zoo.paper.PRESETS):
+    rotary = {"attention": partial(zoo.attention, rotary_dim=2)}
+    for presets in (zoo.PRESETS, zoo.paper.PRESETS, rotary):
         for preset in presets.values():
             cfg = preset(d_model=64, d_vocab=8, n_ctx=16, device="meta")
             for hook in HookedSSM(cfg).hook_table().itertuples():

@@ -19,6 +19,8 @@ class Block(nn.Module):
 
     resid_mid = resid_pre + mixer(ln1(resid_pre))
     resid_post = resid_mid + mlp(ln2(resid_mid))
+
+    or, with `parallel_attn_mlp`, resid_post = resid_pre + mixer(ln1(resid_pre)) + mlp(ln2(resid_pre)).
     """
 
     # TransformerLens's logit lens asks whether hook_resid_post is all that a block hands on.
@@ -60,12 +62,14 @@ class Block(nn.Module):
 
         keep_state=False is for whole documents: the state after them, which may be costly, is None.
         """
-        resid = self.hook_resid_pre(resid)
+        before = self.hook_resid_pre(resid)
         with backend_of_model(self.cfg.backend):
-            mixer_out, state = self.mix(resid, state, keep_state)
-        resid = self.hook_resid_mid(resid + self.hook_mixer_out(mixer_out))
+            mixer_out, state = self.mix(before, state, keep_state)
+        resid = before + self.hook_mixer_out(mixer_out)
+        if not self.cfg.parallel_attn_mlp:
+            before = resid = self.hook_resid_mid(resid)
         if self.mlp is not None and self.ln2 is not None:
-            mlp_in = self.hook_mlp_in(resid) if self.cfg.use_hook_mlp_in else resid
+            mlp_in = self.hook_mlp_in(before) if self.cfg.use_hook_mlp_in else before
             resid = resid + self.hook_mlp_out(self.mlp(self.ln2(mlp_in)))
         elif self.hook_mlp_out.attached or self.hook_mlp_in.attached:
             # TransformerLens's attribution wants an MLP in every layer: here is one that writes 0, as part of
@@ -99,6 +103,10 @@ class Block(nn.Module):
     def unavailable_hooks(self) -> dict[str, str]:
         """Hooks that cannot fire as things are set, each with what would make it fire."""
         reasons = {f"mixer.{name}": reason for name, reason in self.mixer.unavailable_hooks().items()}
+        if self.cfg.parallel_attn_mlp:
+            reasons["hook_resid_mid"] = (
+                "mixer and MLP read one residual stream (cfg.parallel_attn_mlp): there is none in between"
+            )
         if not self.cfg.use_attn_in:
             reasons["hook_attn_in"] = "it fires after model.set_use_attn_in(True)"
         if not self.cfg.use_hook_mlp_in and self.mlp is not None:

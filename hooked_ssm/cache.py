@@ -26,6 +26,9 @@ class HookedCache(ActivationCache):
         found = self._find(name)
         if found is None:
             canonical = self.model.canonical_name(name.removesuffix("_grad"))  # raises if unknown
+            reason = self.model.unavailable_hooks().get(canonical)
+            if reason is not None:
+                raise KeyError(f"{canonical!r} does not fire: {reason}.")
             raise KeyError(
                 f"{canonical!r} is a hook of this model, but this cache does not hold {name!r}: it was not "
                 "in names_filter, or it did not fire."
@@ -62,6 +65,25 @@ class HookedCache(ActivationCache):
     def _uses_ln_centering(self, layer: int | None) -> bool:
         cfg = self.model.cfg
         return (cfg.final_norm if layer in (None, cfg.n_layers) else cfg.normalization_type) == "LN"
+
+    def decompose_resid(self, layer: int | None = None, mlp_input: bool = False, **options: Any) -> Any:
+        """As TransformerLens's. Raises ValueError for the input of an MLP that reads what its mixer reads."""
+        self._check_mlp_input(mlp_input)
+        return super().decompose_resid(layer, mlp_input, **options)
+
+    def get_full_resid_decomposition(
+        self, layer: int | None = None, mlp_input: bool = False, **options: Any
+    ) -> Any:
+        """As TransformerLens's. Raises ValueError for the input of an MLP that reads what its mixer reads."""
+        self._check_mlp_input(mlp_input)
+        return super().get_full_resid_decomposition(layer, mlp_input, **options)
+
+    def _check_mlp_input(self, mlp_input: bool) -> None:
+        # TransformerLens would add what the layer's own heads write.
+        if mlp_input and self.model.cfg.parallel_attn_mlp:
+            raise ValueError(
+                "the MLP of a parallel block (cfg.parallel_attn_mlp) reads resid_pre: leave out mlp_input."
+            )
 
     def of_mixer(self, layer: int) -> MixerActivations:
         """One mixer's activations by hook name, as its `effective_attention` and `states` take them."""

@@ -6,7 +6,7 @@ they read. The architecture of each layer is its entry in `mixers`; a hybrid is 
 
 import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
@@ -60,7 +60,9 @@ class HookedSSMConfig(TransformerLensConfig):
     n_ctx: longest document with learned positions; without, only what tools take for a limit.
     d_mlp: hidden size of the MLP after each mixer; None for no MLP.
     gated_mlp: whether the MLP is gated, and without biases.
-    positional_embedding_type: "standard" (learned, added to the embedding) or "none".
+    parallel_attn_mlp: whether the MLP reads what the mixer reads, and not what that adds to (as in GPT-NeoX).
+    positional_embedding_type: "standard" (learned, added to the embedding) or "none". Rotary positions are
+        the attention's own (`AttentionConfig`).
     normalization_type, final_norm: "LN" or "RMS", in the blocks and before the unembedding.
     tie_embeddings: whether the unembedding is the transposed embedding.
     embed_std, linear_std: standard deviations of initial embeddings and of linear maps; None leaves
@@ -91,7 +93,7 @@ class HookedSSMConfig(TransformerLensConfig):
     model_name: str = "hooked_ssm"
     use_hook_mlp_in: bool = False
     use_attn_in: bool = False
-    parallel_attn_mlp: bool = field(default=False, init=False)
+    parallel_attn_mlp: bool = False
 
     def __post_init__(self):
         for name in ("d_model", "n_layers", "d_vocab", "n_ctx", "n_heads"):
@@ -104,6 +106,8 @@ class HookedSSMConfig(TransformerLensConfig):
             )
         if self.d_mlp is not None and self.d_mlp < 0:
             raise ValueError(f"d_mlp must not be negative, got {self.d_mlp}.")
+        if self.parallel_attn_mlp and not self.d_mlp:
+            raise ValueError(f"parallel_attn_mlp needs MLPs, got d_mlp={self.d_mlp}.")
         if isinstance(self.mixers, MixerConfig):
             self.mixers = [self.mixers] * self.n_layers
         if not isinstance(self.mixers, list) or not all(isinstance(m, MixerConfig) for m in self.mixers):

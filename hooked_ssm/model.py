@@ -215,6 +215,7 @@ class HookedSSM(HookedRoot, Text, Generation):
     ) -> Float[Tensor, " d_model"]:
         """Sum of the biases written to the residual stream before `layer` (or before its MLP)."""
         bias = self.W_E.new_zeros(self.cfg.d_model)
+        mlp_input = mlp_input and not self.cfg.parallel_attn_mlp
         for index, block in enumerate(self.blocks):
             if index < layer or (index == layer and mlp_input):
                 bias = bias + block.mixer.b_O  # type: ignore[union-attr]

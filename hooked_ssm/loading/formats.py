@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hooked_ssm.config import HookedSSMConfig
-from hooked_ssm.loading import fla, gpt2, mamba_ssm, transformers_mamba
+from hooked_ssm.loading import fla, gpt2, gpt_neox, mamba_ssm, transformers_mamba
 from hooked_ssm.loading.plan import Plan
 
 MakePlan = Callable[[Mapping[str, Any]], Plan]
@@ -17,6 +17,7 @@ FORMATS: dict[str, MakePlan] = {
     "falcon_mamba": transformers_mamba.falcon_mamba,
     "mamba2": transformers_mamba.mamba2,
     "gpt2": gpt2.gpt2,
+    "gpt_neox": gpt_neox.gpt_neox,
     "delta_net": fla.delta_net,
     "gated_deltanet": fla.gated_delta_net,
     "gla": fla.gla,

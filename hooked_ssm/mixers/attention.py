@@ -4,7 +4,8 @@
     z_i  = sum_j A_ij v_j
     y_i  = sum_heads z_i W_O + b_O
 
-It sees positions only through the model's position embedding.
+It sees positions only through the model's position embedding, or, with `rotary_dim`, through a rotation of q
+and k (`hooked_ssm.ops.rotary`).
 """
 
 from dataclasses import dataclass
@@ -19,21 +20,34 @@ from hooked_ssm.config import HookedSSMConfig, MixerConfig
 from hooked_ssm.hooks import Hook
 from hooked_ssm.layers import init_matrix
 from hooked_ssm.mixers.base import Activations, Mixer
+from hooked_ssm.ops.rotary import turned, turns
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(MixerConfig):
-    """bias: whether q, k and v have biases (the output always has one)."""
+    """bias: whether q, k and v have biases (the output always has one).
+
+    rotary_dim: how many of a head's entries are rotated with the position: even, 0 (none) to d_head.
+    rotary_base: of the angles, which are base^(-2j/rotary_dim) a position.
+    """
 
     name: ClassVar[str] = "attention"
     bias: bool = False
+    rotary_dim: int = 0
+    rotary_base: float = 10_000.0
+
+    def __post_init__(self):
+        if self.rotary_dim < 0 or self.rotary_dim % 2:
+            raise ValueError(f"rotary_dim must be even and not negative, got {self.rotary_dim}.")
+        if self.rotary_base <= 0:
+            raise ValueError(f"rotary_base must be positive, got {self.rotary_base}.")
 
     def build(self, cfg: HookedSSMConfig) -> "Attention":
         return Attention(self, cfg)
 
 
 class AttentionState(NamedTuple):
-    """The key-value cache."""
+    """The key-value cache. Keys are as scores see them: rotated, if they are."""
 
     k: Float[Tensor, "batch past head d_head"]
     v: Float[Tensor, "batch past head d_head"]
@@ -42,6 +56,9 @@ class AttentionState(NamedTuple):
 class Attention(Mixer):
     def __init__(self, mixer_cfg: AttentionConfig, cfg: HookedSSMConfig):
         super().__init__(cfg)
+        if mixer_cfg.rotary_dim > cfg.d_head:
+            raise ValueError(f"rotary_dim must be at most d_head={cfg.d_head}, got {mixer_cfg.rotary_dim}.")
+        self.rotary_dim, self.rotary_base = mixer_cfg.rotary_dim, mixer_cfg.rotary_base
         shape = cfg.n_heads, cfg.d_model, cfg.d_head
         self.W_Q, self.W_K, self.W_V = (nn.Parameter(torch.empty(shape)) for _ in range(3))
         self.b_Q, self.b_K, self.b_V = (
@@ -52,6 +69,9 @@ class Attention(Mixer):
         self.hook_q = Hook("batch pos head d_head", "queries")
         self.hook_k = Hook("batch pos head d_head", "keys")
         self.hook_v = Hook("batch pos head d_head", "values")
+        if self.rotary_dim:
+            self.hook_rot_q = Hook("batch pos head d_head", "queries, rotated by their positions")
+            self.hook_rot_k = Hook("batch pos head d_head", "keys, rotated by their positions")
         self.hook_attn_scores = Hook("batch head dest src", "q . k / sqrt(d_head), -inf above the diagonal")
         self.hook_pattern = Hook("batch head dest src", "attention probabilities")
         self.reset_parameters()
@@ -94,6 +114,10 @@ class Attention(Mixer):
         q = self.hook_q(project(q_input, self.W_Q, self.b_Q))
         k = self.hook_k(project(k_input, self.W_K, self.b_K))
         v = self.hook_v(project(v_input, self.W_V, self.b_V))
+        if self.rotary_dim:
+            start = 0 if state is None else state.k.shape[1]
+            cos, sin = turns(start, start + k.shape[1], self.rotary_dim, self.rotary_base, like=k)
+            q, k = self.hook_rot_q(turned(q, cos, sin)), self.hook_rot_k(turned(k, cos, sin))
         if state is not None:
             k, v = torch.cat([state.k, k], dim=1), torch.cat([state.v, v], dim=1)
 
@@ -103,7 +127,8 @@ class Attention(Mixer):
         scores = self.hook_attn_scores((scores / self.cfg.d_head**0.5).masked_fill(future, -torch.inf))
         pattern = self.hook_pattern(scores.softmax(-1))
         z = einsum(pattern, v, "batch head dest src, batch src head d_head -> batch dest head d_head")
-        if self.hook_k.attached or self.hook_v.attached:
+        last_k = self.hook_rot_k if self.rotary_dim else self.hook_k
+        if last_k.attached or self.hook_v.attached:
             k, v = k.clone(), v.clone()  # who looks at k and v may write to them
         return self.write(self.hook_z(z)), AttentionState(k, v)
 

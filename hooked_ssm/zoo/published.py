@@ -23,11 +23,20 @@ from hooked_ssm.zoo.preset import MAMBA_STYLE, config, transformer_style
 
 
 def attention(
-    *, d_model: int, n_layers: int = 2, d_vocab: int, bias: bool = False, **options: Any
+    *,
+    d_model: int,
+    n_layers: int = 2,
+    d_vocab: int,
+    bias: bool = False,
+    rotary_dim: int = 0,
+    rotary_base: float = 10_000.0,
+    **options: Any,
 ) -> HookedSSMConfig:
-    """A Transformer: one head, learned positions, LayerNorm, an MLP of 4 d_model."""
-    layers = [AttentionConfig(bias=bias)] * n_layers
-    defaults = transformer_style(d_model) | {"positional_embedding_type": "standard"}
+    """A Transformer: one head, learned positions (rotary ones with `rotary_dim`), LayerNorm, an MLP of
+    4 d_model."""
+    layers = [AttentionConfig(bias=bias, rotary_dim=rotary_dim, rotary_base=rotary_base)] * n_layers
+    positions = "none" if rotary_dim else "standard"
+    defaults = transformer_style(d_model) | {"positional_embedding_type": positions}
     return config("attention", d_model, d_vocab, layers, defaults | options)
 
 

@@ -152,6 +152,14 @@ def test_an_unknown_architecture_gets_the_list_of_known_ones(folder):
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True of this"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights=False"),
         ("gpt2", {"activation_function": "tanh"}, "activation_function='tanh'"),
+        ("gpt_neox", {"hidden_act": "gelu_fast"}, "hidden_act='gelu_fast' of this transformers gpt_neox"),
+        (
+            "gpt_neox",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "rope_type='linear' of this transformers gpt_neox's rope_parameters",
+        ),
+        ("gpt_neox", {"rope_parameters": {"mscale": 2.0}}, "mscale=2.0 of this .* is not known"),
+        ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.4}}, "rotary_dim must be even .* got 3"),
     ],
 )
 def test_what_cannot_be_honoured_is_named(name, values, message, tmp_path):

@@ -99,3 +99,20 @@ def test_gpt2_has_the_bridges_tensors():
         close(a[mine], b[theirs])
     causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
     close(a["blocks.1.mixer.hook_attn_scores"][..., causal], b["blocks.1.attn.hook_attn_scores"][..., causal])
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "gpt_neox, one after the other"])
+def test_gpt_neox_has_the_bridges_tensors(name):
+    _, a, b = caches(name, "GPTNeoXForCausalLM")
+    around = {k: v for k, v in AROUND.items() if k != "blocks.1.hook_mixer_out"}
+    norms = {f"ln{i}.hook_normalized": f"ln{i}.hook_out" for i in (1, 2)}
+    names = list(GPT2)
+    if name == "gpt_neox":  # mixer and MLP side by side
+        names.remove("hook_resid_mid")
+        assert "blocks.1.hook_resid_mid" not in a and "blocks.1.hook_resid_mid" not in b
+    assert "blocks.1.attn.hook_rot_q" not in b  # compared with transformers' own keys in test_transformers.py
+    same = {name: name.replace("mixer.", "attn.") for name in names} | {"hook_mixer_out": "hook_attn_out"}
+    for mine, theirs in (around | in_block(norms | same)).items():
+        close(a[mine], b[theirs])
+    causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    close(a["blocks.1.mixer.hook_attn_scores"][..., causal], b["blocks.1.attn.hook_attn_scores"][..., causal])

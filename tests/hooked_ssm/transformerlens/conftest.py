@@ -27,6 +27,17 @@ def configs() -> dict[str, HookedSSMConfig]:
     return {
         # Heads, MLP, biases, LayerNorm throughout, learned positions.
         "attention": zoo.attention(d_model=12, n_heads=3, d_mlp=10, bias=True, **sizes),
+        # As in GPT-NeoX: rotary positions, and the MLP beside the attention.
+        "rotary": HookedSSMConfig(
+            d_model=12,
+            n_heads=3,
+            n_layers=2,
+            d_mlp=10,
+            mixers=AttentionConfig(bias=True, rotary_dim=2, rotary_base=10.0),
+            parallel_attn_mlp=True,
+            tie_embeddings=False,
+            **sizes,
+        ),
         # Mixers only; RMSNorm in the blocks, LayerNorm before the unembedding.
         "mamba": zoo.mamba(d_model=8, n_heads=2, d_state=3, **sizes),
         "hybrid": zoo.hybrid(d_model=8, n_heads=2, n_layers=3, **sizes),
@@ -43,8 +54,8 @@ def configs() -> dict[str, HookedSSMConfig]:
     }
 
 
-MODELS = ["attention", "mamba", "hybrid", "hybrid with MLPs", "matrix states"]
-WITH_PATTERNS = ["attention", "mamba by channel", "hybrid by channel"]
+MODELS = ["attention", "rotary", "mamba", "hybrid", "hybrid with MLPs", "matrix states"]
+WITH_PATTERNS = ["attention", "rotary", "mamba by channel", "hybrid by channel"]
 
 
 @torch.no_grad()
@@ -136,7 +147,7 @@ def ssm_case(request: pytest.FixtureRequest) -> Iterator[Case]:
     yield from _checked(request.param)
 
 
-@pytest.fixture(params=["attention", "hybrid with MLPs"])
+@pytest.fixture(params=["attention", "rotary", "hybrid with MLPs"])
 def mlp_case(request: pytest.FixtureRequest) -> Iterator[Case]:
     """A model with neurons."""
     yield from _checked(request.param)

@@ -39,6 +39,10 @@ def by_hand(case, cache, name):
 @pytest.mark.parametrize(("sweep", "name"), BY_POSITION, ids=lambda x: x if isinstance(x, str) else "")
 def test_every_cell_is_the_run_with_one_position_replaced(case, sweep, name):
     cache = case.clean_cache
+    if name == "hook_resid_mid" and case.model.cfg.parallel_attn_mlp:
+        with pytest.raises(KeyError, match="there is none in between"):
+            sweep(case.model, case.corrupted, cache, case.metric)
+        return
     swept = sweep(case.model, case.corrupted, cache, case.metric)
     torch.testing.assert_close(swept[:, POSITIONS], by_hand(case, cache, name), **CLOSE)
     if name == "hook_mlp_out" and case.model.cfg.attn_only:  # an MLP that is not there writes 0 in both runs

@@ -53,8 +53,8 @@ def test_an_activation_that_was_not_kept_raises_and_says_so(case):
 
 def test_stack_activation_stacks_layers(case):
     cache = case.clean_cache
-    stacked = cache.stack_activation("resid_mid")
-    assert same(stacked, torch.stack([cache["resid_mid", layer] for layer in range(case.model.cfg.n_layers)]))
+    stacked = cache.stack_activation("mixer_out")
+    assert same(stacked, torch.stack([cache["mixer_out", layer] for layer in range(case.model.cfg.n_layers)]))
     assert same(cache.stack_activation("attn_out", layer=1), cache["attn_out", 0][None])
 
 

@@ -15,7 +15,9 @@ def input_of(cache, layer, mlp_input=False):
 
 
 def places(model, mlp_input=True):
+    """(layer, whether before its MLP): a parallel block has the stream before the layer alone."""
     layers = range(model.cfg.n_layers)
+    mlp_input = mlp_input and not model.cfg.parallel_attn_mlp
     before_mlps = [(layer, True) for layer in layers] if mlp_input else []
     return [(layer, False) for layer in layers] + before_mlps + [(model.cfg.n_layers, False)]
 
@@ -32,6 +34,10 @@ def undo_affine(norm, normalized):
 
 def test_accumulated_resid_is_the_stream_before_every_layer(case):
     cache, n_layers = case.clean_cache, case.model.cfg.n_layers
+    if case.model.cfg.parallel_attn_mlp:
+        with pytest.raises(KeyError, match="there is none in between"):
+            cache.accumulated_resid(incl_mid=True)
+        return
     stack, labels = cache.accumulated_resid(return_labels=True, incl_mid=True)
     names = [f"{layer}_{place}" for layer in range(n_layers) for place in ("pre", "mid")] + ["final_post"]
     assert labels == names
@@ -57,6 +63,13 @@ def test_components_sum_to_the_stream_before_every_layer_and_mlp(case):
         stack, labels = cache.decompose_resid(layer, mlp_input=mlp_input, return_labels=True)
         assert len(labels) == len(stack)
         torch.testing.assert_close(stack.sum(0), input_of(cache, layer, mlp_input), **CLOSE)
+
+
+def test_the_stream_before_a_parallel_mlp_is_not_decomposed_with_its_own_mixer(rebuilt):
+    cache = rebuilt("rotary").clean_cache
+    for decompose in (cache.decompose_resid, cache.get_full_resid_decomposition):
+        with pytest.raises(ValueError, match="reads resid_pre: leave out mlp_input"):
+            decompose(1, mlp_input=True)
 
 
 def test_components_of_one_kind(case):

@@ -19,12 +19,12 @@ def test_the_last_entry_is_the_models_logits(case):
 
 def test_every_entry_is_the_model_without_its_later_layers(case):
     """Starting after the last layer runs the final norm and the unembedding alone."""
-    cache = case.clean_cache
-    lens = cache.logit_lens(positions=None, incl_mid=True)
+    cache, in_between = case.clean_cache, not case.model.cfg.parallel_attn_mlp
+    lens = cache.logit_lens(positions=None, incl_mid=in_between)
     n_layers = case.model.cfg.n_layers
     with torch.no_grad():
         for layer in range(n_layers):
-            for place in ("pre", "mid"):
+            for place in ("pre", "mid") if in_between else ("pre",):
                 expected = case.model(cache[f"resid_{place}", layer], start_at_layer=n_layers)
                 torch.testing.assert_close(
                     lens.values[lens.labels.index(f"{layer}_{place}")], expected, **CLOSE

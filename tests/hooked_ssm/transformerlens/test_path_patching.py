@@ -89,7 +89,8 @@ def test_all_paths_out_of_a_head_together_are_the_head(case):
         last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
         readers = [(last, lambda x, hook: x + delta)]
         for layer in range(model.cfg.n_layers):
-            readers.append((f"blocks.{layer}.hook_mlp_in", lambda x, hook: x + delta))
+            if layer > 0 or not model.cfg.parallel_attn_mlp:
+                readers.append((f"blocks.{layer}.hook_mlp_in", lambda x, hook: x + delta))
             for letter in "qkv":
                 if layer > 0:
                     name = f"blocks.{layer}.attn.hook_{letter}_input"

@@ -71,7 +71,11 @@ def test_accumulated_bias_is_what_biases_write_before_a_layer(case):
     """The residual stream less what heads and neurons write is the embedding and the biases."""
     model, cache = case.model, case.clean_cache
     n_layers = model.cfg.n_layers
-    for layer, mlp_input in [(0, False), (0, True), (1, False), (1, True), (n_layers, False)]:
+    before_mlp = not model.cfg.parallel_attn_mlp  # else the MLP's input has none of its own layer's biases
+    for layer in (0, 1):
+        same = torch.equal(model.accumulated_bias(layer, mlp_input=True), model.accumulated_bias(layer))
+        assert same == (not before_mlp or not model.blocks[layer].mixer.b_O.any())
+    for layer, mlp_input in [(0, False), (0, before_mlp), (1, False), (1, before_mlp), (n_layers, False)]:
         expected = cache["embed"] + (cache["pos_embed"] if "pos_embed" in cache else 0)
         for index in range(n_layers):
             if index < layer or (index == layer and mlp_input):
