@@ -92,13 +92,24 @@ def _on_cuda(call: Call) -> bool:
     return call.device.type == "cuda"
 
 
+def _mamba_ssm_scan(call: Call) -> str | None:
+    return load(f"{OPS}.mamba_ssm_scan:cannot")(call)
+
+
 OPS = "hooked_ssm.ops"
 IMPLEMENTATIONS: dict[str, list[Row]] = {
-    "selective_scan": [Row("torch", f"{OPS}.selective_scan:torch_selective_scan")],
+    "selective_scan": [
+        Row("mamba_ssm", f"{OPS}.mamba_ssm_scan:mamba_ssm_selective_scan", _mamba_ssm_scan),
+        Row("triton", f"{OPS}.triton.selective_scan:triton_selective_scan", auto=_on_cuda),
+        Row("torch", f"{OPS}.selective_scan:torch_selective_scan"),
+    ],
     "linear_scan": [Row("torch", f"{OPS}.linear_scan:TORCH")],
     "linear_attention": [Row("torch", f"{OPS}.linear_attention:torch_linear_attention")],
     "delta_rule": [Row("torch", f"{OPS}.delta_rule:torch_delta_rule")],
-    "depthwise_conv": [Row("torch", f"{OPS}.depthwise_conv:torch_depthwise_conv")],
+    "depthwise_conv": [
+        Row("triton", f"{OPS}.triton.depthwise_conv:triton_depthwise_conv", auto=_on_cuda),
+        Row("torch", f"{OPS}.depthwise_conv:torch_depthwise_conv"),
+    ],
 }
 
 

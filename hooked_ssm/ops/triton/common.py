@@ -2,10 +2,15 @@
 
 They run compiled on a GPU; or interpreted, slowly, on a CPU, if TRITON_INTERPRET=1 was set in the environment
 before triton was first imported.
+
+A kernel is `@triton.jit` and, below that, `@no_type_check`: a checker of types that wraps functions (the
+tests have one) would otherwise keep the interpreter from finding what the kernel calls.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -22,6 +27,7 @@ TL_DTYPES = {
 
 
 @triton.jit
+@no_type_check
 def then(decay, write, next_decay, next_write):
     """The map h -> decay h + write, and after it the next one: the combination that scans a recurrence."""
     return decay * next_decay, tl.fma(next_decay, write, next_write)
@@ -58,3 +64,13 @@ def slots(positions: Sequence[int], length: int, device: torch.device) -> Int[Te
     slot = torch.full((length,), -1, dtype=torch.int32)
     slot[list(positions)] = torch.arange(len(positions), dtype=torch.int32)
     return slot.to(device)
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Kernels are launched on the current GPU: inside this, that of the tensor."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def launch(kernel: Any, grid: tuple[int, ...]) -> Callable[..., object]:
+    """The kernel on a grid of programs, to be called with its arguments (which no checker of types knows)."""
+    return kernel[grid]
