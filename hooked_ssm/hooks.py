@@ -1,9 +1,14 @@
 """Hook points that say what they carry."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
+
+from hooked_ssm.ops.at import At
 
 
 class Hook(HookPoint):
@@ -23,6 +28,7 @@ class Hook(HookPoint):
         self.shape = shape
         self.meaning = meaning
         self.copy = copy
+        self.positions: tuple[int, ...] | None = None
         axes = shape.split()
         self.pos_dim = next(axes.index(axis) for axis in ("dest", "lag", "pos") if axis in axes)
 
@@ -31,9 +37,29 @@ class Hook(HookPoint):
         """Whether anything would see this hook fire."""
         return bool(self._forward_hooks or self._backward_hooks or self._forward_pre_hooks)
 
+    @contextmanager
+    def only(self, positions: Sequence[int]) -> Iterator[None]:
+        """Inside, the hook carries these positions alone, increasing: [batch, len(positions), ...].
+
+        For what a recurrence otherwise holds for every position: decays, writes, states (but not H3's). A
+        back end that can do it forms no others. At any other hook a run raises ValueError.
+        """
+        before, self.positions = self.positions, At(positions, self).positions
+        try:
+            yield
+        finally:
+            self.positions = before
+
     def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        if self.positions is not None and self.attached and x.shape[self.pos_dim] != len(self.positions):
+            raise ValueError(
+                f"this hook ({self.meaning}) cannot carry positions {list(self.positions)} alone: "
+                f"it was handed {x.shape[self.pos_dim]}."
+            )
         return x.clone(memory_format=torch.contiguous_format) if self.copy and self.attached else x
 
-    def if_attached(self) -> "Hook | None":
+    def if_attached(self) -> "Callable[[Tensor], object] | None":
         """This hook if anything is attached to it, else None: for operators that take optional edits."""
-        return self if self.attached else None
+        if not self.attached:
+            return None
+        return self if self.positions is None else At(self.positions, self)
