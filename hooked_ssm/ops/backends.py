@@ -96,6 +96,27 @@ def _mamba_ssm_scan(call: Call) -> str | None:
     return load(f"{OPS}.mamba_ssm_scan:cannot")(call)
 
 
+def _single_on_cuda(call: Call) -> bool:
+    return _on_cuda(call) and call.dtype == torch.float32
+
+
+MOST_KEYS = 256  # of the delta rule in Triton
+
+
+def _too_many_keys(call: Call) -> str | None:
+    d_key = call.inputs["k"].shape[-1]
+    return (
+        f"it holds whole columns of a state, d_key up to {MOST_KEYS}, got {d_key}"
+        if d_key > MOST_KEYS
+        else None
+    )
+
+
+def _decays_by_channel(call: Call) -> str | None:
+    decay = call.inputs.get("log_decay")
+    return "it has decays by head, not by channel" if decay is not None and decay.ndim == 4 else None
+
+
 OPS = "hooked_ssm.ops"
 IMPLEMENTATIONS: dict[str, list[Row]] = {
     "selective_scan": [
@@ -104,8 +125,17 @@ IMPLEMENTATIONS: dict[str, list[Row]] = {
         Row("torch", f"{OPS}.selective_scan:torch_selective_scan"),
     ],
     "linear_scan": [Row("torch", f"{OPS}.linear_scan:TORCH")],
-    "linear_attention": [Row("torch", f"{OPS}.linear_attention:torch_linear_attention")],
-    "delta_rule": [Row("torch", f"{OPS}.delta_rule:torch_delta_rule")],
+    "linear_attention": [
+        Row(
+            *("triton", f"{OPS}.triton.linear_attention:triton_linear_attention"),
+            *(_decays_by_channel, _single_on_cuda),
+        ),
+        Row("torch", f"{OPS}.linear_attention:torch_linear_attention"),
+    ],
+    "delta_rule": [
+        Row("triton", f"{OPS}.triton.delta_rule:triton_delta_rule", _too_many_keys, _single_on_cuda),
+        Row("torch", f"{OPS}.delta_rule:torch_delta_rule"),
+    ],
     "depthwise_conv": [
         Row("triton", f"{OPS}.triton.depthwise_conv:triton_depthwise_conv", auto=_on_cuda),
         Row("torch", f"{OPS}.depthwise_conv:torch_depthwise_conv"),
