@@ -22,6 +22,13 @@ class Picture(Figure):
         self.savefig(buffer, format="png", dpi=120)
         return buffer.getvalue()
 
+    def svg(self) -> bytes:
+        """The picture as an SVG file: the same bytes for the same picture."""
+        buffer = io.BytesIO()
+        with matplotlib.rc_context({"svg.hashsalt": "hooked_ssm"}):
+            self.savefig(buffer, format="svg", metadata={"Date": None})
+        return buffer.getvalue()
+
 
 def heatmap(
     values: Float[Tensor, "row column"] | Float[np.ndarray, "row column"],
