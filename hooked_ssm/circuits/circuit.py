@@ -12,14 +12,14 @@ from torch import Tensor
 
 from hooked_ssm.circuits import drawing, files
 from hooked_ssm.circuits.edges import EdgeIndex
-from hooked_ssm.circuits.question import Metric, Question, RecallTask, Trial, questions
+from hooked_ssm.circuits.question import Question, RecallTask, Trial, questions
 from hooked_ssm.patching.checks import check_eval
 from hooked_ssm.plotting import Picture
 
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """index: all edges. kept: those of the circuit. scores: of all edges, as shares of what a corruption costs.
+    """index: all edges. kept: those of the circuit. scores: of all edges, by what corruptions cost.
 
     sites, metric, ablation: what the circuit was found for. found: `test` on the documents that it was found
     on. n_graph: edges of the graph with those that lead from no embedding or to no logit that is read; the
@@ -30,7 +30,7 @@ class Circuit:
     kept: Bool[Tensor, " edge"]
     scores: Float[Tensor, " edge"]
     sites: tuple[str, ...]
-    metric: Metric
+    metric: Any
     ablation: str
     found: pd.DataFrame
     n_graph: int
@@ -47,14 +47,15 @@ class Circuit:
 
     @property
     def share(self) -> float:
-        """Edges of the circuit, of those of the graph that lead from the embeddings to the logits."""
-        return len(self) / len(self.index)
+        """Edges of the circuit, of those of the graph."""
+        return len(self) / self.n_graph
 
     def __repr__(self) -> str:
-        faithfulness = ", ".join(f"{row.site} {row.faithfulness:.1%}" for row in self.found.itertuples())
+        found = zip(self.found["site"], self.found["faithfulness"], strict=True)
+        faithfulness = ", ".join(f"{site} {share:.1%}" for site, share in found)
         return (
-            f"Circuit({len(self)} of {len(self.index)} edges ({self.share:.1%}; the graph has {self.n_graph} "
-            f"with those that lead nowhere), faithful to: {faithfulness})"
+            f"Circuit({len(self)} of {self.n_graph} edges ({self.share:.1%}), of which {len(self.index)} "
+            f"lead from the embeddings to the answer; faithfulness: {faithfulness})"
         )
 
     def edges(self) -> pd.DataFrame:
@@ -182,9 +183,7 @@ def edge_frame(
         a, i, s, b, j, t = index.ends[number].tolist()
         writer = index.hooks[a], index.roles[i], index.part_name(a, s)
         last = b == len(index.hooks) - 1
-        reader = (
-            (index.hooks[b], "", "") if last else (index.hooks[b], index.roles[j], index.part_name(b, t))
-        )
+        reader = (index.hooks[b], "", "") if last else (index.hooks[b], index.roles[j], index.part_name(b, t))
         rows.append((*writer, *reader, float(scores[number])))
     columns = ["writer", "writer_at", "writer_part", "reader", "reader_at", "reader_part", "score"]
     return pd.DataFrame(rows, columns=columns)

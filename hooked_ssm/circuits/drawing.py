@@ -2,8 +2,8 @@
 
 import html
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
@@ -20,6 +20,7 @@ FILLS = {"embed": "#f1e7d0", "tap": "#d9ead3", "state": "#f8d7da", "write": "#fc
 NAMES = {"mlp_out": "MLP", "mixer_out": "mixer out", "embed": "embed", "pos_embed": "position"}
 
 Node = tuple[str, str, str]  # hook, role, part
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Layout:
     """place: the centre of every node. columns: left end and width of each role's. bands: bottom and top of
     each layer's. In inches."""
 
-    place: dict[Node, tuple[float, float]]
+    place: dict[Node, Point]
     columns: dict[str, tuple[float, float]]
     bands: dict[int, tuple[float, float]]
     size: tuple[float, float]
@@ -42,16 +43,24 @@ def short_name(hook: str, part: str) -> str:
     return f"{name}, {part}" if part else name
 
 
+def arrows_of(edges: pd.DataFrame) -> list[tuple[Node, Node, float]]:
+    """Writer, reader and score of every edge in a table of `Circuit.edges`."""
+    return [
+        ((a, i, s), (b, j, t), score) for a, i, s, b, j, t, score in edges.itertuples(index=False, name=None)
+    ]
+
+
 def layout(edges: pd.DataFrame, index: EdgeIndex) -> Layout:
-    """Hooks in the order in which they fire, roles in theirs, all others first; the logits above the reads."""
+    """Hooks in the order in which they fire, roles in theirs, all others first; logits above the query."""
     top = index.hooks[-1]
-    nodes = {node for row in edges.itertuples(index=False) for node in (tuple(row[:3]), tuple(row[3:6]))}
-    read = next((row.writer_at for row in edges.itertuples() if row.reader == top), index.roles[0])
+    arrows = arrows_of(edges)
+    nodes = {node for writer, reader, _ in arrows for node in (writer, reader)}
+    read = next((writer[1] for writer, reader, _ in arrows if reader[0] == top), index.roles[0])
     at = {node: read if node[0] == top else node[1] for node in nodes}
     roles = [role for role in [ELSEWHERE, *index.roles[:-1]] if role in at.values()]
     hooks = [hook for hook in index.hooks if any(node[0] == hook for node in nodes)]
     cells: dict[tuple[str, str], list[Node]] = {}
-    for node in sorted(nodes, key=lambda node: (len(node[2]), node[2])):
+    for node in sorted(nodes, key=lambda node: (len(node[2]), node)):
         cells.setdefault((node[0], at[node]), []).append(node)
 
     columns, x = {}, 0.75
@@ -59,7 +68,7 @@ def layout(edges: pd.DataFrame, index: EdgeIndex) -> Layout:
         count = max(len(cell) for (_, other), cell in cells.items() if other == role)
         columns[role] = x, count * WIDTH + 0.7
         x += columns[role][1]
-    place: dict[Node, tuple[float, float]] = {}
+    place: dict[Node, Point] = {}
     heights, y, before = {}, 0.65, layer_of(hooks[0]) if hooks else None
     for hook in hooks:
         y += 0.22 if layer_of(hook) != before else 0
@@ -94,20 +103,18 @@ def draw(edges: pd.DataFrame, index: EdgeIndex, title: str = "") -> Picture:
     for role, (left, width) in found.columns.items():
         axes.text(left + width / 2, 0.22, role, ha="center", va="center", fontsize=10, weight="bold")
     if title:
-        axes.text(
-            found.size[0] / 2, found.size[1] - 0.2, title, ha="center", va="center", fontsize=11
-        )
+        axes.text(found.size[0] / 2, found.size[1] - 0.2, title, ha="center", va="center", fontsize=11)
     largest = max(edges["score"].abs().max(), 1e-12) if len(edges) else 1.0
-    for number, row in enumerate(edges.itertuples(index=False)):
-        begin, end, rad = arc(found.place[tuple(row[:3])], found.place[tuple(row[3:6])])
-        size = abs(row.score) / largest
+    for number, (writer, reader, score) in enumerate(arrows_of(edges)):
+        begin, end, rad = arc(found.place[writer], found.place[reader], found.place.values())
+        size = abs(score) / largest
         arrow = FancyArrowPatch(
             begin,
             end,
             connectionstyle=f"arc3,rad={rad}",
             arrowstyle="-|>,head_length=4,head_width=2",
             linewidth=0.7 + 3.3 * size,
-            color=POSITIVE if row.score >= 0 else NEGATIVE,
+            color=POSITIVE if score >= 0 else NEGATIVE,
             alpha=0.45 + 0.45 * size,
             shrinkA=0,
             shrinkB=0,
@@ -134,21 +141,27 @@ def draw(edges: pd.DataFrame, index: EdgeIndex, title: str = "") -> Picture:
     return figure
 
 
-def arc(begin: tuple[float, float], end: tuple[float, float]) -> tuple[Any, Any, float]:
+def arc(begin: Point, end: Point, others: Iterable[Point]) -> tuple[Point, Point, float]:
     """Where an arrow leaves and arrives, and how it bends: around what stands between in the same column, and
     from side to side where the next column is hardly higher."""
     (x, y), (to_x, to_y) = begin, end
     up = (x, y + BOX[1] / 2), (to_x, to_y - BOX[1] / 2)
     side = 1 if to_x > x else -1
     if abs(to_x - x) < WIDTH / 2:
+        between = any(y < other_y < to_y and abs(other_x - x) < BOX[0] for other_x, other_y in others)
         length = up[1][1] - up[0][1]
-        bulge = min(0.75, 0.5 + 0.05 * length) if length > HEIGHT else 0.0
-        return *up, 2 * bulge / length
+        return *up, 2 * min(0.75, 0.5 + 0.05 * length) / length if between else 0.0
     if to_y - y < 2.5 * HEIGHT:
         return (x + side * BOX[0] / 2, y), (to_x - side * BOX[0] / 2, to_y), 0.0
     return (x + side * BOX[0] / 2, y), up[1], 0.0
 
 
+STYLE = """
+body { font-family: sans-serif; margin: 8px; color: #222 }
+svg { max-width: 100%; height: auto }
+#says { min-height: 1.3em; font-size: 14px }
+g[id^=edge] { cursor: pointer }
+"""
 SCRIPT = """
 const byId = id => document.getElementById(id);
 const says = byId("says"), start = says.textContent;
@@ -178,20 +191,19 @@ def page(edges: pd.DataFrame, index: EdgeIndex, title: str) -> str:
     nodes = list(layout(edges, index).place)
     rows = [
         {
-            "ends": [nodes.index(tuple(row[:3])), nodes.index(tuple(row[3:6]))],
-            "says": f"{full_name(*row[:3])}  \u2192  {full_name(*row[3:6])}:  {row.score:.3f}",
+            "ends": [nodes.index(writer), nodes.index(reader)],
+            "says": f"{full_name(*writer)}  \u2192  {full_name(*reader)}:  {score:.3f}",
         }
-        for row in edges.itertuples(index=False)
+        for writer, reader, score in arrows_of(edges)
     ]
     svg = draw(edges, index).svg().decode()
+    svg = svg[svg.index("<svg") :]
     names = json.dumps([full_name(*node) for node in nodes])
     data = f"const edges_all = {json.dumps(rows)};\nconst nodes_all = {names};".replace("</", "<\\/")
     return (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>\n"
         f"<title>{html.escape(title)}</title>\n"
-        "<style>body { font-family: sans-serif; margin: 8px; color: #222 } svg { max-width: 100%; height: auto }"
-        " #says { min-height: 1.3em; font-size: 14px } g[id^=edge], g[id^=node] { cursor: pointer }</style>\n"
-        f"</head><body>\n<div id='says'>{html.escape(title)}</div>\n{svg[svg.index('<svg') :]}\n"
+        f"<style>{STYLE}</style>\n</head><body>\n<div id='says'>{html.escape(title)}</div>\n{svg}\n"
         f"<script>\n{data}\n{SCRIPT}</script>\n</body></html>\n"
     )
 
@@ -203,6 +215,4 @@ def full_name(hook: str, role: str, part: str) -> str:
 
 def framed(page: str) -> str:
     """A page inside another, of which it sees nothing."""
-    return (
-        f'<iframe srcdoc="{html.escape(page)}" style="width: 100%; height: 720px; border: 0"></iframe>'
-    )
+    return f'<iframe srcdoc="{html.escape(page)}" style="width: 100%; height: 720px; border: 0"></iframe>'

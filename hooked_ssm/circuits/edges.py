@@ -21,7 +21,7 @@ from hooked_ssm.attribution.result import EdgeAttribution
 from hooked_ssm.circuits.roles import ELSEWHERE
 
 PROBES = 4  # random documents whose derivatives say what depends on what
-NOT_NODES = ("hook_mlp_in", "hook_resid_post", "hook_pattern")
+NOT_NODES = ("hook_mlp_in", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_pattern")
 
 
 def circuit_graph(model: Any, *, layers: Sequence[int] | None = None, skip: Sequence[str] = ()) -> Graph:
@@ -81,7 +81,7 @@ class EdgeIndex:
         return len(self.roles), self.parts[hook][1]
 
     def part_name(self, hook: int, part: int) -> str:
-        """"tap 2", "head 0"; nothing where there is one part."""
+        """ "tap 2", "head 0"; nothing where there is one part."""
         name, count = self.parts[hook]
         return f"{name} {part}" if count > 1 else ""
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -10,13 +10,10 @@ import torch
 from hooked_ssm.circuits.edges import EdgeIndex
 from hooked_ssm.saving import write_atomically
 
-if TYPE_CHECKING:
-    from hooked_ssm.circuits.circuit import Circuit
-
 FORMAT = "hooked_ssm circuit"
 
 
-def save(circuit: "Circuit", path: Path, title: str) -> None:
+def save(circuit: Any, path: Path, title: str) -> None:
     match path.suffix:
         case ".json":
             text = json.dumps(as_json(circuit), indent=1)
@@ -31,7 +28,7 @@ def save(circuit: "Circuit", path: Path, title: str) -> None:
             raise ValueError(f"a circuit is saved as .json, .png, .svg or .html, got {path.name!r}.")
 
 
-def as_json(circuit: "Circuit") -> dict[str, Any]:
+def as_json(circuit: Any) -> dict[str, Any]:
     """The circuit's edges by name, for readers; and all edges by number."""
     if not isinstance(circuit.metric, str):
         raise ValueError(
@@ -57,7 +54,7 @@ def as_json(circuit: "Circuit") -> dict[str, Any]:
     }
 
 
-def load(cls: type["Circuit"], path: Path, model: Any, task: Any) -> "Circuit":
+def load(cls: type, path: Path, model: Any, task: Any) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}.")
     try:

@@ -35,9 +35,9 @@ def find_circuit(
 ) -> Circuit:
     """Few edges between positions and hooks that do what the model does.
 
-    Documents are drawn from the task and corrupted at every site. All edges are scored by integrated gradients
-    (EAP-IG) on the way from the corrupted to the clean embeddings; as many of the first as it takes are kept,
-    and thinned out one by one (`circuits.search`). A circuit is run with every other edge ablated
+    Documents are drawn from the task and corrupted at every site. All edges are scored by integrated
+    gradients (EAP-IG) on the way from the corrupted to the clean embeddings; as many of the first as it takes
+    are kept, and thinned out one by one (`circuits.search`). A circuit is run with every other edge ablated
     (`circuits.runs` says what that means, kind by kind).
 
     sites: positions whose corruption the circuit has to undo, each by itself: ("key",) gives the path of the

@@ -1,8 +1,8 @@
 """What a circuit is asked to do: keep the answer when all else is from a corrupted document."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,16 +18,7 @@ Metric = str | Callable[[Any, Tensor], Tensor]
 CIRCUITS = 16  # at a time
 
 
-class Documents(Protocol):
-    """As `tasks.Documents`: a question in every document, and where its parts are."""
-
-    tokens: Tensor
-    answer_pos: Tensor
-    positions: dict[str, Tensor]
-
-    def is_correct(self, logits: Any) -> Any: ...
-
-
+@runtime_checkable
 class RecallTask(Protocol):
     """As `tasks.Task`: documents, and the same with one named position corrupted."""
 
@@ -135,9 +126,7 @@ class Trial:
             for number, question in enumerate(self.asked)
         ]
 
-    def metric(
-        self, number: int, circuits: Bool[Tensor, "circuit edge"]
-    ) -> Float[Tensor, "circuit doc"]:
+    def metric(self, number: int, circuits: Bool[Tensor, "circuit edge"]) -> Float[Tensor, "circuit doc"]:
         """The metric of one question."""
         value = self.asked[number].problem.value
         parts = [self.runs[number].logits(some) for some in circuits.split(CIRCUITS)]

@@ -127,9 +127,7 @@ class CircuitRuns:
             for name, value in self.activations(self.clean[docs], self.nodes).items():
                 each = torch.einsum("dpr,dp...->r...", here[docs].to(value), value)
                 sums[name] = sums[name] + each if name in sums else each
-        return {
-            name: each / counts.to(each).view(-1, *[1] * (each.ndim - 1)) for name, each in sums.items()
-        }
+        return {name: each / counts.to(each).view(-1, *[1] * (each.ndim - 1)) for name, each in sums.items()}
 
 
 class _Batch:
@@ -209,8 +207,9 @@ class _Batch:
         """The residual stream before a layer as b sees it."""
         total: Any = 0.0
         for a, name in enumerate(self.runs.nodes):
-            written = layer_of(name)
-            if name in EMBEDDINGS or (name.endswith(("hook_mixer_out", "hook_mlp_out")) and written < layer):
+            of_layer = layer_of(name)
+            writes = name in EMBEDDINGS or name.endswith(("hook_mixer_out", "hook_mlp_out"))
+            if writes and (of_layer is None or of_layer < layer):
                 if (a, b) in self.masks:
                     total = total + self._mixed(a, b, rows)
                 else:
@@ -257,5 +256,3 @@ class _Seen(Exception):
 
 def _set(activation: Tensor, hook: Any, value: Tensor, carries: bool) -> Any:
     return setting(value, carries)
-
-

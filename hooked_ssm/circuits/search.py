@@ -1,10 +1,10 @@
 """From scores of edges to few edges that do what the model does.
 
-    in order      by size of the score ("threshold"), or grown from the logits, each time by the edge with the
-                  largest score into what is there ("greedy": Hanna et al. 2024, arXiv:2403.17806)
-    as many       as it takes to be faithful, by bisection
-    thinned out   the least first, some at once while that does no harm, then one by one: an edge goes if the
-                  rest is still faithful (Conmy et al. 2023, arXiv:2304.14997)
+in order      by size of the score ("threshold"), or grown from the logits, each time by the edge with the
+              largest score into what is there ("greedy": Hanna et al. 2024, arXiv:2403.17806)
+as many       as it takes to be faithful, by bisection
+thinned out   the least first, some at once while that does no harm, then one by one: an edge goes if the
+              rest is still faithful (Conmy et al. 2023, arXiv:2304.14997)
 """
 
 import heapq
