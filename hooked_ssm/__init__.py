@@ -4,10 +4,12 @@ from hooked_ssm import attribution, circuits, mixers, patching, plotting, states
 from hooked_ssm.cache import HookedCache
 from hooked_ssm.circuits import Circuit, find_circuit
 from hooked_ssm.config import HookedSSMConfig, MixerConfig
+from hooked_ssm.flattened import Flattened
 from hooked_ssm.model import HookedSSM, ModelState
 
 __all__ = [
     "Circuit",
+    "Flattened",
     "HookedCache",
     "HookedSSM",
     "HookedSSMConfig",
