@@ -9,7 +9,8 @@
 `auto` takes the first of the operator's list below that can do what is asked, on this device, in this dtype,
 with these edits. Another one is named for a block of code (`use_backend`), or for a model (`cfg.backend`; a
 block of code wins). A named one that cannot raises BackendError, which names those that can; an operator that
-has nothing of that name is left to `auto`.
+has nothing of that name is left to `auto`. (Kernels of other packages are for what is not hooked: where
+`auto` takes one, a hook changes the back end, and with it the rounding. A back end that is named stays.)
 
 ## What an implementation is
 
@@ -92,12 +93,19 @@ def _on_cuda(call: Call) -> bool:
     return call.device.type == "cuda"
 
 
-def _mamba_ssm_scan(call: Call) -> str | None:
-    return load(f"{OPS}.mamba_ssm_scan:cannot")(call)
-
-
 def _single_on_cuda(call: Call) -> bool:
     return _on_cuda(call) and call.dtype == torch.float32
+
+
+def _rounded_on_cuda(call: Call) -> bool:
+    """For kernels whose products are in tf32 at best: with half precision, or where torch's may be too."""
+    half = all(call.inputs[name].element_size() == 2 for name in "qkv")
+    return _single_on_cuda(call) and (half or torch.get_float32_matmul_precision() != "highest")
+
+
+def _asking(where: str) -> Callable[[Call], str | None]:
+    """`cannot` of a row as the module says that has its implementation."""
+    return lambda call: load(where)(call)
 
 
 MOST_KEYS = 256  # of the delta rule in Triton
@@ -105,11 +113,8 @@ MOST_KEYS = 256  # of the delta rule in Triton
 
 def _too_many_keys(call: Call) -> str | None:
     d_key = call.inputs["k"].shape[-1]
-    return (
-        f"it holds whole columns of a state, d_key up to {MOST_KEYS}, got {d_key}"
-        if d_key > MOST_KEYS
-        else None
-    )
+    fits = d_key <= MOST_KEYS
+    return None if fits else f"it holds whole columns of a state, d_key up to {MOST_KEYS}, got {d_key}"
 
 
 def _decays_by_channel(call: Call) -> str | None:
@@ -120,12 +125,23 @@ def _decays_by_channel(call: Call) -> str | None:
 OPS = "hooked_ssm.ops"
 IMPLEMENTATIONS: dict[str, list[Row]] = {
     "selective_scan": [
-        Row("mamba_ssm", f"{OPS}.mamba_ssm_scan:mamba_ssm_selective_scan", _mamba_ssm_scan),
+        Row(
+            *("mamba_ssm", f"{OPS}.mamba_ssm_scan:mamba_ssm_selective_scan"),
+            _asking(f"{OPS}.mamba_ssm_scan:cannot"),
+        ),
         Row("triton", f"{OPS}.triton.selective_scan:triton_selective_scan", auto=_on_cuda),
         Row("torch", f"{OPS}.selective_scan:torch_selective_scan"),
     ],
     "linear_scan": [Row("torch", f"{OPS}.linear_scan:TORCH")],
     "linear_attention": [
+        Row(
+            *("mamba_ssm", f"{OPS}.mamba_ssm_ssd:mamba_ssm_linear_attention"),
+            *(_asking(f"{OPS}.mamba_ssm_ssd:cannot"), _rounded_on_cuda),
+        ),
+        Row(
+            *("fla", f"{OPS}.fla_kernels:fla_linear_attention"),
+            *(_asking(f"{OPS}.fla_kernels:cannot"), _rounded_on_cuda),
+        ),
         Row(
             *("triton", f"{OPS}.triton.linear_attention:triton_linear_attention"),
             *(_decays_by_channel, _single_on_cuda),
@@ -133,6 +149,10 @@ IMPLEMENTATIONS: dict[str, list[Row]] = {
         Row("torch", f"{OPS}.linear_attention:torch_linear_attention"),
     ],
     "delta_rule": [
+        Row(
+            *("fla", f"{OPS}.fla_kernels:fla_delta_rule"),
+            *(_asking(f"{OPS}.fla_kernels:cannot"), _rounded_on_cuda),
+        ),
         Row("triton", f"{OPS}.triton.delta_rule:triton_delta_rule", _too_many_keys, _single_on_cuda),
         Row("torch", f"{OPS}.delta_rule:torch_delta_rule"),
     ],
