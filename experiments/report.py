@@ -64,14 +64,10 @@ def training_curve(name: str, run: Run) -> Picture:
 
 def write_report(title: str, intro: str, entries: list[Entry], folder: Path) -> Path:
     """Write report.html and one PNG a heat map into `folder`; return the page's path."""
-    loader = PackageLoader("experiments")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["picture"] = lambda data: base64.b64encode(data).decode()
-    environment.filters["percent"] = lambda share: f"{share:.1%}"
-    environment.filters["fixed"] = plotting.fixed
-    environment.filters["short_name"] = short_name
-    page = environment.get_template("report.html.j2").render(
-        title=title, intro=intro, entries=entries, rule=rule_text(), strong=mechanism.STRONG
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(title=title, intro=intro, entries=entries, rule=rule_text(), strong=mechanism.STRONG)
     )
     path = folder / "report.html"
     write_atomically(path, lambda file: file.write_text(page))
@@ -79,6 +75,17 @@ def write_report(title: str, intro: str, entries: list[Entry], folder: Path) -> 
         file_name = re.sub(r"[^\w.-]+", "-", item.name.lower()) + ".png"
         write_atomically(folder / file_name, lambda file, data=item.heatmap: file.write_bytes(data))
     return path
+
+
+def environment() -> Environment:
+    """The templates, with filters for pictures and numbers."""
+    loader = PackageLoader("experiments")
+    found = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found.filters["picture"] = lambda data: base64.b64encode(data).decode()
+    found.filters["percent"] = lambda share: f"{share:.1%}"
+    found.filters["fixed"] = plotting.fixed
+    found.filters["short_name"] = short_name
+    return found
 
 
 def rule_text() -> str:

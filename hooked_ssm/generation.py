@@ -26,16 +26,24 @@ class Generation:
         stop_at: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Any:
-        """Continue documents of equal length, one token at a time, through the recurrent state.
+        """Continue documents, one token at a time, through the recurrent state.
+
+        Texts may be of different lengths: those of one length are continued together, the shortest first, and
+        nothing is padded. Tokens [batch, pos] are documents of one length.
 
         temperature 0 is greedy. `stop_at`: a token after which a document only repeats it. Text in, text out,
         with its special tokens.
         """
+        options = {"temperature": temperature, "top_k": top_k, "stop_at": stop_at, "generator": generator}
+        groups = self._by_length(input) if isinstance(input, list) else []
+        if len(groups) > 1:
+            continued = [""] * len(input)
+            for rows in groups:
+                texts = self.generate([input[row] for row in rows], max_new_tokens, **options)
+                for row, text in zip(rows, texts, strict=True):
+                    continued[row] = text
+            return continued
         tokens = self._check_tokens(input)
-        if isinstance(input, list):
-            lengths = [self.to_tokens(text).shape[1] for text in input]
-            if len(set(lengths)) > 1:
-                raise ValueError(f"texts to continue must have one number of tokens, got {lengths}.")
         last = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
         logits, state = self.step(tokens, logit_positions=last)
         for new in range(max_new_tokens):
@@ -50,6 +58,11 @@ class Generation:
             return tokens
         texts = self.to_string(tokens)
         return texts[0] if isinstance(input, str) else texts
+
+    def _by_length(self, texts: list[str]) -> list[list[int]]:
+        """The texts' numbers, grouped by how many tokens they have, the fewest first."""
+        lengths = [self.to_tokens(text).shape[1] for text in texts]
+        return [[row for row, of in enumerate(lengths) if of == length] for length in sorted(set(lengths))]
 
 
 def sample(

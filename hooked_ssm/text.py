@@ -61,17 +61,18 @@ class Text:
     def to_string(self, tokens: Any) -> str | list[str]:
         """Tokens [pos] as a text, tokens [batch, pos] as a list of texts."""
         tokens = torch.as_tensor(tokens)
-        decode = self._need_tokenizer().decode
         if tokens.ndim == 2:
-            return [decode(row.tolist()) for row in tokens]
-        return decode(tokens.reshape(-1).tolist())
+            return [self._decoded(row.tolist()) for row in tokens]
+        return self._decoded(tokens.reshape(-1).tolist())
 
-    def to_str_tokens(self, input: Any, prepend_bos: bool | None = None) -> list[str]:
-        """One text, or the tokens of one document, as the text of each token."""
+    def to_str_tokens(self, input: Any, prepend_bos: bool | None = None) -> list[str] | list[list[str]]:
+        """One text, or the tokens of one document, as the text of each token; of a list, a list of each."""
+        if isinstance(input, list):
+            return [self.to_str_tokens(each, prepend_bos) for each in input]  # type: ignore[return-value]
         tokens = self.to_tokens(input, prepend_bos)
         if len(tokens) != 1:
-            raise ValueError(f"to_str_tokens takes one document, got {len(tokens)}.")
-        return [self._need_tokenizer().decode([token]) for token in tokens[0].tolist()]
+            raise ValueError(f"to_str_tokens takes one document or a list of them, got {len(tokens)}.")
+        return [self._decoded([token]) for token in tokens[0].tolist()]
 
     def to_single_token(self, text: str) -> int:
         """The token that is this text. Raises ValueError if it takes more or fewer than one."""
@@ -79,6 +80,10 @@ class Text:
         if len(tokens) != 1:
             raise ValueError(f"{text!r} is {len(tokens)} tokens ({tokens}), not one.")
         return tokens[0]
+
+    def _decoded(self, tokens: list[int]) -> str:
+        """The tokens' own text: tokenizers may otherwise take away spaces before marks."""
+        return self._need_tokenizer().decode(tokens, clean_up_tokenization_spaces=False)
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:

@@ -78,7 +78,10 @@ class Repository:
         raise FileNotFoundError(f"no {SAFETENSORS} or {PICKLED}, whole or in shards, in {self.place}.")
 
     def tokenizer(self) -> Any:
-        """The tokenizer beside the weights, if there is one. A missing pad token is the end-of-text token."""
+        """The tokenizer beside the weights, if there is one.
+
+        As in TransformerLens, a missing pad or BOS token is the end-of-text token.
+        """
         if all(self.file(name) is None for name in TOKENIZER_FILES):
             return None
         from transformers import AutoTokenizer
@@ -89,8 +92,9 @@ class Repository:
             cache_dir=self.cache_dir,
             local_files_only=self.local_files_only,
         )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        for token in ("pad_token", "bos_token"):
+            if getattr(tokenizer, token) is None:
+                setattr(tokenizer, token, tokenizer.eos_token)
         return tokenizer
 
     def _reaching(self, download: Callable[[], Path]) -> Path | None:

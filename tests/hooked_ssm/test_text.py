@@ -16,7 +16,8 @@ class Letters:
         assert not add_special_tokens
         return {"input_ids": [ord(letter) - ord("a") + 2 for letter in text]}
 
-    def decode(self, tokens: list[int]) -> str:
+    def decode(self, tokens: list[int], clean_up_tokenization_spaces: bool) -> str:
+        assert not clean_up_tokenization_spaces
         return "".join("^_abcdefgh"[token] for token in tokens)
 
 
@@ -54,6 +55,7 @@ def test_tokens_become_text(model):
     assert model.to_string(torch.tensor([[2, 3], [4, 1]])) == ["ab", "c_"]
     assert model.to_str_tokens("abc") == ["^", "a", "b", "c"]
     assert model.to_str_tokens(torch.tensor([3, 4])) == ["b", "c"]
+    assert model.to_str_tokens(["abc", torch.tensor([3, 4])]) == [["^", "a", "b", "c"], ["b", "c"]]
     assert model.to_single_token("c") == 4
 
 
@@ -72,6 +74,13 @@ def test_a_text_is_continued_as_text(model):
     )
 
 
+def test_texts_of_different_lengths_are_continued_as_each_would_be_alone(model):
+    texts = ["abcd", "b", "dcba", "ab"]
+    assert model.generate(texts, 4) == [model.generate(text, 4) for text in texts]
+    drawn = model.generate(texts, 3, temperature=2.0, generator=torch.Generator().manual_seed(0))
+    assert [text[: len(before) + 1] for text, before in zip(drawn, texts)] == [f"^{text}" for text in texts]
+
+
 @pytest.mark.parametrize(
     ("run", "error", "message"),
     [
@@ -81,8 +90,12 @@ def test_a_text_is_continued_as_text(model):
         (lambda m: m.to_tokens(["a", 3]), TypeError, "a text or a list of texts, got list"),
         (lambda m: m.to_single_token(""), ValueError, "'' is 0 tokens"),
         (lambda m: m.to_single_token("ab"), ValueError, r"'ab' is 2 tokens \(\[2, 3\]\), not one"),
-        (lambda m: m.to_str_tokens(["a", "b"]), ValueError, "takes one document, got 2"),
-        (lambda m: m.generate(["a", "bc"]), ValueError, r"must have one number of tokens, got \[2, 3\]"),
+        (
+            lambda m: m.to_str_tokens(torch.zeros(2, 3).long()),
+            ValueError,
+            "takes one document or a .*, got 2",
+        ),
+        (lambda m: m.generate([]), ValueError, "at least one text, got an empty list"),
     ],
 )
 def test_what_cannot_be_turned_into_tokens_is_refused(model, run, error, message):

@@ -89,6 +89,31 @@ def test_truncated_and_foreign_files_of_torch_are_refused(folder, zipped):
     refused(folder, ValueError, "not a dictionary of tensors")
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_shard_that_is_missing_or_not_whole_is_named(folder, kind):
+    weights = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    names, shards, index = sorted(weights), {}, {}
+    for number, some in enumerate((names[:7], names[7:])):
+        file = f"part-{number}.{kind}"
+        shards[file] = {name: weights[name] for name in some}
+        index |= dict.fromkeys(some, file)
+        save_file(shards[file], folder / file) if kind == "safetensors" else torch.save(
+            shards[file], folder / file
+        )
+    whole = WEIGHTS if kind == "safetensors" else "pytorch_model.bin"
+    (folder / f"{whole}.index.json").write_text(json.dumps({"weight_map": index}))
+    tokens = torch.randint(29, (2, 9))
+    wanted = HookedSSM.from_pretrained(random_model("mamba"))(tokens)
+    assert torch.equal(HookedSSM.from_pretrained(folder)(tokens), wanted)
+    last = folder / f"part-1.{kind}"
+    content = last.read_bytes()
+    last.write_bytes(content[: len(content) // 2])
+    refused(folder, ValueError, rf"part-1.{kind} is (not a whole|no file of tensors)")
+    last.unlink()
+    refused(folder, FileNotFoundError, rf"no part-1.{kind} in the folder")
+
+
 class Code:
     """Runs when it is unpickled."""
 

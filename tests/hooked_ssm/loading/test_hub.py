@@ -13,6 +13,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from hooked_ssm import HookedSSM
 from hooked_ssm.loading import hub
@@ -48,6 +51,38 @@ def test_files_are_asked_for_as_the_caller_says(asked, tmp_path):
     names = [name for _, name, _ in asked]
     assert names[0] == "config.json" and len(names) == len(set(names))
     assert names[-1].startswith("model-") and "pytorch_model.bin" not in names
+
+
+def test_the_cache_is_enough_offline(tmp_path):
+    """A cache as `huggingface_hub` keeps it, two revisions in it; no file of it is replaced by a stand-in."""
+    cache, tokenizer = tmp_path / "cache", Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    repository = cache / "models--somebody--mamba"
+    (repository / "refs").mkdir(parents=True)
+    models = {}
+    for number, revision in enumerate(("main", "other")):
+        commit = str(number) * 40
+        models[revision] = random_model("mamba", time_step_rank=1 + number)
+        models[revision].save_pretrained(repository / "snapshots" / commit)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="a").save_pretrained(
+            repository / "snapshots" / commit
+        )
+        (repository / "refs" / revision).write_text(commit)
+    tokens = torch.randint(29, (2, 9))
+    for revision, theirs in models.items():
+        ours = HookedSSM.from_pretrained(
+            "somebody/mamba",
+            revision=revision,
+            cache_dir=cache,
+            local_files_only=True,
+            dtype=torch.float64,
+            device="cpu",
+        )
+        assert torch.equal(ours(tokens), HookedSSM.from_pretrained(theirs, dtype=torch.float64)(tokens))
+        assert ours.cfg.device == "cpu" and ours.to_tokens("b").tolist() == [[0, 1]]
+    for wrong in ({"revision": "third"}, {"cache_dir": tmp_path / "empty"}):
+        options = {"cache_dir": cache, "local_files_only": True} | wrong
+        with pytest.raises(FileNotFoundError, match="no config.json in the local cache of 'somebody/mamba'"):
+            HookedSSM.from_pretrained("somebody/mamba", **options)
 
 
 def test_an_unsupported_architecture_is_refused_before_its_weights_are_downloaded(asked, tmp_path):

@@ -1,8 +1,8 @@
 """The Mamba authors' layout: the weights of a transformers model, under the authors' names and config."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,12 +52,50 @@ def test_logits_are_those_of_the_model_that_the_weights_are_from(name, kind, tmp
     torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=2e-5, atol=2e-5)
 
 
-def test_a_live_model_is_loaded_like_its_files():
-    theirs = random_model("mamba", vocab_size=32)
-    live = nn.Module()
-    live.backbone, live.config = theirs.backbone, SimpleNamespace(**MAMBA)
-    tokens = torch.randint(32, (2, 11))
-    assert torch.equal(HookedSSM.from_pretrained(live)(tokens), HookedSSM.from_pretrained(theirs)(tokens))
+@dataclass
+class MambaConfig:
+    """The fields of mamba_ssm's own config, with its defaults."""
+
+    d_model: int = 2560
+    d_intermediate: int = 0
+    n_layer: int = 64
+    vocab_size: int = 50277
+    ssm_cfg: dict = field(default_factory=dict)
+    attn_layer_idx: list = field(default_factory=list)
+    attn_cfg: dict = field(default_factory=dict)
+    rms_norm: bool = True
+    residual_in_fp32: bool = True
+    fused_add_norm: bool = True
+    pad_vocab_size_multiple: int = 8
+    tie_embeddings: bool = True
+
+
+class MambaLMHeadModel(nn.Module):
+    """The names that mamba_ssm's model has, `embedding` and a tied `lm_head` among them."""
+
+    def __init__(self, theirs: nn.Module, config: MambaConfig):
+        super().__init__()
+        self.config, self.backbone = config, nn.Module()
+        self.backbone.embedding = theirs.backbone.embeddings
+        self.backbone.layers, self.backbone.norm_f = theirs.backbone.layers, theirs.backbone.norm_f
+        self.lm_head = nn.Linear(*theirs.backbone.embeddings.weight.shape[::-1], bias=False)
+        self.lm_head.weight = self.backbone.embedding.weight
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_a_live_model_is_loaded_like_its_files(name, tmp_path):
+    theirs = random_model(name, vocab_size=32, tie_word_embeddings=True)
+    live = MambaLMHeadModel(theirs, MambaConfig(**CONFIGS[name]))
+    ours, tokens = HookedSSM.from_pretrained(live), torch.randint(32, (2, 11))
+    assert torch.equal(ours(tokens), HookedSSM.from_pretrained(theirs)(tokens))
+    assert ours.cfg.model_name == "MambaLMHeadModel"
+    before = live.lm_head.weight.clone()
+    ours.embed.W_E.zero_()
+    assert torch.equal(live.lm_head.weight, before), "weights are copied"
+    again = HookedSSM.from_pretrained(live)
+    again.save_pretrained(tmp_path)
+    assert torch.equal(HookedSSM.from_pretrained(tmp_path)(tokens), again(tokens))
 
 
 def test_norms_are_layer_norms_where_the_config_says_so(tmp_path):

@@ -42,6 +42,16 @@ def test_there_need_not_be_one(tmp_path, tokenizer):
     assert HookedSSM.from_pretrained(random_model("mamba"), tokenizer=tokenizer).tokenizer is tokenizer
 
 
+def test_a_missing_pad_or_bos_token_is_the_end_of_text_token(tokenizer, tmp_path):
+    """As in TransformerLens."""
+    tokenizer.bos_token = tokenizer.pad_token = None
+    random_model("mamba").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = HookedSSM.from_pretrained(tmp_path)
+    assert model.tokenizer.pad_token_id == model.tokenizer.bos_token_id == 0
+    assert model.to_tokens(["the cat", "sat"]).tolist() == [[0, 1, 2], [0, 3, 0]]
+
+
 def test_it_is_saved_beside_the_weights(model, tmp_path):
     model.save_pretrained(tmp_path / "ours")
     again = HookedSSM.from_pretrained(tmp_path / "ours")
@@ -57,14 +67,21 @@ def test_tokens_are_those_of_transformer_lens(model):
         for text in ("the cat", ["the cat sat on a mat", "a cat"]):
             wanted = bridge.to_tokens(text, prepend_bos=prepend_bos, padding_side="right")
             assert torch.equal(model.to_tokens(text, prepend_bos=prepend_bos), wanted)
-        wanted = bridge.to_str_tokens("a cat sat", prepend_bos=prepend_bos)
-        assert model.to_str_tokens("a cat sat", prepend_bos=prepend_bos) == wanted
+        for text in ("a cat sat", ["the mat", "a cat sat ."]):
+            wanted = bridge.to_str_tokens(text, prepend_bos=prepend_bos)
+            assert model.to_str_tokens(text, prepend_bos=prepend_bos) == wanted
+    tokens = torch.tensor([[1, 2, 7], [5, 6, 7]])
+    assert model.to_string(tokens) == bridge.to_string(tokens)
+    assert model.to_string(tokens[0]) == bridge.to_string(tokens[0]) == "the cat ."
     assert model.to_single_token("cat") == bridge.to_single_token("cat")
 
 
+@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "mamba2", "gpt2", "gpt_neox"])
 @torch.no_grad()
-def test_padded_documents_have_the_logits_they_have_alone(model):
+def test_padded_documents_have_the_logits_they_have_alone(name, tokenizer):
     """Whatever the tokenizer's own padding side is."""
+    tokenizer.pad_token = tokenizer.eos_token
+    model = HookedSSM.from_pretrained(random_model(name), tokenizer=tokenizer, default_prepend_bos=True)
     texts = ["the cat sat on a mat .", "a cat", "the mat sat"]
     model.tokenizer.padding_side = "left"
     tokens = model.to_tokens(texts)
