@@ -107,7 +107,7 @@ def draw(edges: pd.DataFrame, index: EdgeIndex, title: str = "") -> Picture:
     largest = max(edges["score"].abs().max(), 1e-12) if len(edges) else 1.0
     for number, (writer, reader, score) in enumerate(arrows_of(edges)):
         begin, end, rad = arc(found.place[writer], found.place[reader], found.place.values())
-        size = abs(score) / largest
+        size = (abs(score) / largest) ** 0.5
         arrow = FancyArrowPatch(
             begin,
             end,
@@ -147,11 +147,14 @@ def arc(begin: Point, end: Point, others: Iterable[Point]) -> tuple[Point, Point
     (x, y), (to_x, to_y) = begin, end
     up = (x, y + BOX[1] / 2), (to_x, to_y - BOX[1] / 2)
     side = 1 if to_x > x else -1
-    if abs(to_x - x) < WIDTH / 2:
-        between = any(y < other_y < to_y and abs(other_x - x) < BOX[0] for other_x, other_y in others)
+    others = list(others)
+    if abs(to_x - x) < 1.2 * WIDTH:  # columns are further apart
+        between = any(y < there < to_y and abs(across - x) < BOX[0] / 2 for across, there in others)
         length = up[1][1] - up[0][1]
-        return *up, 2 * min(0.75, 0.5 + 0.05 * length) / length if between else 0.0
-    if to_y - y < 2.5 * HEIGHT:
+        bends = between and abs(to_x - x) < BOX[0] / 2
+        return *up, 2 * min(0.75, 0.5 + 0.05 * length) / length if bends else 0.0
+    beside = any(there == to_y and 0 < side * (across - x) < side * (to_x - x) for across, there in others)
+    if to_y - y < 2.5 * HEIGHT and not beside:
         return (x + side * BOX[0] / 2, y), (to_x - side * BOX[0] / 2, to_y), 0.0
     return (x + side * BOX[0] / 2, y), up[1], 0.0
 

@@ -19,6 +19,7 @@ from hooked_ssm.attribution.graph import embeddings, sums_of_writes
 from hooked_ssm.attribution.hooks import resolve
 from hooked_ssm.attribution.result import EdgeAttribution
 from hooked_ssm.circuits.roles import ELSEWHERE
+from hooked_ssm.patching.names import layer_of
 
 PROBES = 4  # random documents whose derivatives say what depends on what
 NOT_NODES = ("hook_mlp_in", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_pattern")
@@ -41,13 +42,16 @@ def check_graph(model: Any, graph: Graph) -> Graph:
             "a circuit's graph has all embeddings, hook_mixer_out and hook_mlp_out among its nodes, and "
             f"needs no flags; got {list(graph.nodes)} with flags {list(graph.flags)}."
         )
-    wrong = [
-        name for name in names if name.endswith(NOT_NODES) or model.hook_dict[name].shape.split()[1] != "pos"
-    ]
+
+    def fits(name: str) -> bool:
+        placed = name in embeddings(model) or layer_of(name) is not None
+        return placed and not name.endswith(NOT_NODES) and model.hook_dict[name].shape.split()[1] == "pos"
+
+    wrong = [name for name in names if not fits(name)]
     if wrong:
         raise ValueError(
-            f"nodes of a circuit are [batch, pos, ...] and not the residual stream, which is a sum of "
-            f"nodes; got {wrong}."
+            "nodes of a circuit are the embeddings and hooks of blocks that are [batch, pos, ...], without "
+            f"the residual stream, which is a sum of nodes; got {wrong}."
         )
     return Graph(tuple(names), ("pos", "head", "tap"))
 

@@ -91,6 +91,11 @@ def questions(
     found = []
     for number, site in enumerate(sites):
         tokens = task.corrupt(docs, site, seed + number).tokens
+        if tokens.shape != docs.tokens.shape:
+            raise ValueError(
+                "clean and corrupted documents must have one shape [doc, pos], "
+                f"got {list(docs.tokens.shape)} and {list(tokens.shape)}."
+            )
         clean, corrupted = (each[:, :length].to(device) for each in (docs.tokens, tokens))
         problem = Problem(
             model, clean, corrupted, metric_of(metric, docs), logit_positions=docs.answer_pos.to(device)

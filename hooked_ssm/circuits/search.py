@@ -76,7 +76,7 @@ def thinned(
     *,
     verbose: bool,
 ) -> Bool[Tensor, " edge"]:
-    """Without the edges that can be left out, one after the other. None of those left can."""
+    """Without the edges that can be left out. Each of those left was needed when its turn came."""
     kept = torch.zeros_like(edges)  # known to be needed
     at_once = max(1, int(edges.sum()) // 4)
     with tqdm(total=int(edges.sum()), desc="circuit", delay=BAR_DELAY, disable=not verbose) as bar:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -239,6 +240,18 @@ def test_a_metric_gives_a_tensor(model):
         find_circuit(model, TASK, metric=lambda docs, logits: float(logits.sum()), n_docs=2)
     with pytest.raises(TypeError):
         find_circuit(model, TASK, metric=3, n_docs=2)
+
+
+def test_documents_are_as_long_as_their_corruptions(model):
+    class Cuts:
+        sample = staticmethod(TASK.sample)
+
+        @staticmethod
+        def corrupt(docs, site, generator=None):
+            return replace(docs, tokens=docs.tokens[:, :-1], labels=docs.labels[:, :-1])
+
+    with pytest.raises(ValueError, match=r"must have one shape \[doc, pos\], got \[4, 13\] and \[4, 12\]"):
+        find_circuit(model, Cuts(), n_docs=4)
 
 
 def test_models_in_training_mode_and_foreign_ones_are_refused(model, circuit):

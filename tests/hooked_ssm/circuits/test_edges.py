@@ -113,8 +113,8 @@ def test_a_graph_whose_edges_cannot_be_ablated_is_refused():
         check_graph(model, Graph(tuple(name for name in nodes if name != "blocks.0.hook_mlp_out")))
     with pytest.raises(ValueError, match="needs no flags; got .* with flags .'use_attn_result'"):
         check_graph(model, Graph(nodes, flags=("use_attn_result",)))
-    for name in ("blocks.0.hook_resid_mid", "blocks.0.hook_attn_scores"):
-        with pytest.raises(ValueError, match="not the residual stream"):
+    for name in ("blocks.0.hook_resid_mid", "blocks.0.hook_attn_scores", "ln_final.hook_normalized"):
+        with pytest.raises(ValueError, match="without the residual stream"):
             check_graph(model, Graph((*nodes, name)))
     with pytest.raises(KeyError, match="no hook named 'blocks.0.hook_y'"):
         check_graph(model, Graph((*nodes, "blocks.0.hook_y")))
