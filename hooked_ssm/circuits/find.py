@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from hooked_ssm.attribution import Graph, edge_attribution
 from hooked_ssm.circuits.circuit import Circuit, tested
@@ -13,6 +14,7 @@ from hooked_ssm.circuits.roles import default_roles
 from hooked_ssm.circuits.runs import ABLATIONS
 from hooked_ssm.circuits.search import METHODS, order_of, shortest, thinned
 from hooked_ssm.patching.checks import check_eval
+from hooked_ssm.patching.sweep import BAR_DELAY
 
 SITES = ("key", "value", "query")
 
@@ -76,7 +78,8 @@ def find_circuit(
     asked = questions(model, task, docs, sites, roles, metric, seed)
     index, n_graph = edges_of(model, graph, roles, asked[0].role_of, docs.answer_pos)
     each = torch.zeros(len(asked), len(index))
-    for number, question in enumerate(asked):
+    bar = tqdm(asked, desc="scores of edges", delay=BAR_DELAY, disable=not verbose)
+    for number, question in enumerate(bar):
         found = edge_attribution(
             model,
             question.clean,
