@@ -9,7 +9,7 @@ tests have one) would otherwise keep the interpreter from finding what the kerne
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any, no_type_check
 
 import torch
@@ -61,9 +61,18 @@ def slots(positions: Sequence[int], length: int, device: torch.device) -> Int[Te
     """
     if len(set(positions)) != len(positions) or any(not 0 <= p < length for p in positions):
         raise ValueError(f"positions must be distinct and lie in 0..{length - 1}, got {list(positions)}.")
-    slot = torch.full((length,), -1, dtype=torch.int32)
-    slot[list(positions)] = torch.arange(len(positions), dtype=torch.int32)
-    return slot.to(device)
+    slot = [-1] * length
+    for index, position in enumerate(positions):
+        slot[position] = index
+    return on_device_once(tuple(slot), torch.int32, device)
+
+
+@lru_cache(maxsize=256)
+def on_device_once(numbers: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of these numbers, not to be written to: the same one every time, so that nothing waits for a
+    copy from the host, which a CUDA graph could not record."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from ..at import At
 from ..state_edit import StateEdit, _beyond, _check_mask, _same_view, check_edited
-from .common import accumulator, check_runnable, slots
+from .common import accumulator, check_runnable, on_device_once, slots
 from .scan_launch import (
     Given,
     Problem,
@@ -88,7 +88,9 @@ class _At:
         self.edit: Edit = edit.edit if isinstance(edit, At) else edit
         self.positions = edit.positions if isinstance(edit, At) else range(length)
         self.slot = slots(self.positions, length, like.device)
-        self.index = None if self.whole else torch.tensor(self.positions, device=like.device)
+        self.index = None
+        if isinstance(edit, At):
+            self.index = on_device_once(edit.positions, torch.int64, like.device)
 
     def pick(self, tensor: Tensor) -> Tensor:
         return tensor if self.index is None else tensor.index_select(1, self.index)
