@@ -122,7 +122,7 @@ def _decays_by_channel(call: Call) -> str | None:
     return "it has decays by head, not by channel" if decay is not None and decay.ndim == 4 else None
 
 
-OPS = "hooked_ssm.ops"
+OPS, COMPILED = "hooked_ssm.ops", "hooked_ssm.ops.compiled"
 IMPLEMENTATIONS: dict[str, list[Row]] = {
     "selective_scan": [
         Row(
@@ -130,9 +130,13 @@ IMPLEMENTATIONS: dict[str, list[Row]] = {
             _asking(f"{OPS}.mamba_ssm_scan:cannot"),
         ),
         Row("triton", f"{OPS}.triton.selective_scan:triton_selective_scan", auto=_on_cuda),
+        Row("numba", f"{COMPILED}.selective_scan:numba_selective_scan"),
         Row("torch", f"{OPS}.selective_scan:torch_selective_scan"),
     ],
-    "linear_scan": [Row("torch", f"{OPS}.linear_scan:TORCH")],
+    "linear_scan": [
+        Row("numba", f"{COMPILED}.linear_scan:NUMBA"),
+        Row("torch", f"{OPS}.linear_scan:TORCH"),
+    ],
     "linear_attention": [
         Row(
             *("mamba_ssm", f"{OPS}.mamba_ssm_ssd:mamba_ssm_linear_attention"),

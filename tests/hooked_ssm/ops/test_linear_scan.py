@@ -7,6 +7,8 @@ import torch
 
 from hooked_ssm.ops import linear_scan
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def loop(decay, write, initial=None):
     h, states = initial, []

@@ -10,6 +10,7 @@ from torch import nn
 from hooked_ssm.ops import StateEdit, linear_scan, scan_with_edits
 from hooked_ssm.ops.state_edit import _Memo
 
+pytestmark = pytest.mark.usefixtures("backend")
 SHAPE = (2, 7, 3, 4)
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
