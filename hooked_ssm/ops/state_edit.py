@@ -86,7 +86,7 @@ def scan_with_edits(
         raw = seen.detach()
     else:
         raw = scan.run(decay.detach(), write.detach(), first)
-    set_at = None if untouched and same_view(values, seen) else values.detach() != raw
+    set_at = None if untouched and _same_view(values, seen) else values.detach() != raw
     if mask is not None:
         set_at = mask.expand_as(values) if set_at is None else mask | set_at
     if set_at is not None and not set_at.any():
@@ -127,7 +127,7 @@ def _check_mask(mask: object, seen: Tensor) -> None:
         ) from error
 
 
-def same_view(one: Tensor, other: Tensor) -> bool:
+def _same_view(one: Tensor, other: Tensor) -> bool:
     """Do they show the same memory in the same order? (A module's backward hooks wrap a tensor in a view.)"""
     return one.data_ptr() == other.data_ptr() and one.stride() == other.stride() and one.shape == other.shape
 

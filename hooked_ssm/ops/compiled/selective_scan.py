@@ -15,7 +15,7 @@ from hooked_ssm.ops.backends import in_one_dtype
 from hooked_ssm.ops.linear_scan import linear_scan
 from hooked_ssm.ops.memory import empty
 from hooked_ssm.ops.selective_scan import _edited
-from hooked_ssm.ops.state_edit import check_edited, same_view, scan_with_edits
+from hooked_ssm.ops.state_edit import _same_view, check_edited, scan_with_edits
 
 from . import selective_scan_kernels as kernels
 from .threads import split
@@ -91,7 +91,7 @@ def _handed(name: str, tensor: Tensor, edit: Edit) -> tuple[Tensor, bool]:
 
 
 def _untouched(returned: Tensor, handed: Tensor, version: int) -> bool:
-    return handed._version == version and not returned.requires_grad and same_view(returned, handed)
+    return handed._version == version and not returned.requires_grad and _same_view(returned, handed)
 
 
 def _by_parts(
