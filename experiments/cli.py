@@ -146,6 +146,95 @@ def evaluate(
     say(f"Report: {page.resolve()}")
 
 
+class Size(str, Enum):
+    """How much of a grid."""
+
+    TINY = "tiny"
+    SMALL = "small"
+    PAPER = "paper"
+
+
+class Log(str, Enum):
+    TENSORBOARD = "tensorboard"
+    WANDB = "wandb"
+
+
+@app.command()
+def sweep(
+    claims: Annotated[
+        list[Path], typer.Argument(help="Folders with a claim.py, such as experiments/ar_depth.")
+    ],
+    size: Annotated[
+        Size, typer.Option(help="The task and the grid: minutes, hours, or as published.")
+    ] = Size.SMALL,
+    out: Annotated[Path, typer.Option(help="Folder of the runs, shared by all sweeps.")] = Path(
+        "runs/sweeps"
+    ),
+    workers: Annotated[
+        int | None, typer.Option(help="Processes, one thread each. By default the GPU, or one process.")
+    ] = None,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to use instead.")] = None,
+    log: Annotated[Log | None, typer.Option(help="Where else to send the curves.")] = None,
+    tables: Annotated[
+        Path | None, typer.Option(help="Folder of tables to bring up to date with the finished runs.")
+    ] = None,
+) -> None:
+    """Train and evaluate every run of some claims' grids. Finished runs are kept, cut ones go on."""
+    import torch
+
+    from experiments.claims.definition import load_claim
+    from experiments.claims.recipes import DOCS
+    from experiments.sweeps.job import Job
+    from experiments.sweeps.local import LocalWorkers
+    from experiments.sweeps.logs import check_log
+    from experiments.sweeps.on_gpu import GpuWorkers
+    from experiments.sweeps.on_ray import RayWorkers
+    from experiments.sweeps.sweep import sweep as do
+    from experiments.sweeps.tables import Tables, gather
+
+    chosen = None if log is None else log.value
+    check_log(chosen)
+    configs = [config for folder in claims for config in load_claim(folder).configs(size.value)]
+    configs.sort(key=lambda config: config.seed)  # every condition is tried once before any is tried again
+    jobs = [Job(config, docs=DOCS[size.value], log=chosen) for config in configs]
+    out.mkdir(parents=True, exist_ok=True)
+    if ray is not None:
+        hands = RayWorkers(ray, out)
+    elif workers is None and torch.cuda.is_available():
+        hands = GpuWorkers(out)
+    else:
+        hands = LocalWorkers(1 if workers is None else workers, out)
+    with hands:
+        outcome = do(jobs, out, hands, console)
+    if tables is not None:
+        Tables.load(tables).updated(gather(out, [job.name for job in jobs])).save(tables)
+        say(f"Tables: {tables.resolve()}")
+    for name, error in outcome.failed.items():
+        say(f"{name} failed: {error.strip()}")
+    counts = f"{len(outcome.kept)} kept, {len(outcome.done)} done, {len(outcome.failed)} failed"
+    say(f"{counts}. Runs: {out.resolve()}")
+    if outcome.failed:
+        raise SystemExit(1)
+
+
+@app.command()
+def report(
+    runs: Annotated[Path, typer.Argument(help="Folder of the runs of sweeps.")] = Path("runs/sweeps"),
+    out: Annotated[Path, typer.Option(help="Folder of the page and the figures.")] = Path("runs/report"),
+    kept: Annotated[
+        bool,
+        typer.Option(help="Whether the tables in experiments/results stand in for runs that are not there."),
+    ] = True,
+) -> None:
+    """One page that says what the runs say of each claim of the paper, and its figures as PNG files."""
+    from experiments.claims.definition import all_claims
+    from experiments.claims.html import tables_of, write_page
+
+    claims = all_claims()
+    page = write_page(claims, tables_of(claims, runs, kept=kept), out)
+    say(f"Report: {page.resolve()}")
+
+
 def assignments(given: list[str] | None, option: str) -> dict[str, Any]:
     """["n_keys=64", "query=value"] as {"n_keys": 64, "query": "value"}: values are JSON, or else text."""
     values = {}

@@ -122,15 +122,19 @@ def evaluate_run(
     site: str = "key",
     procedure: str = "unambiguous",
     components: Sequence[str] = (),
+    seed: int | None = None,
+    keep_as: str = "evaluation.json",
 ) -> Evaluation:
-    """Evaluate a finished run on held-out documents and keep the result in its folder, evaluation.json.
+    """Evaluate a finished run on held-out documents and keep the result in its folder, as `keep_as`.
 
-    site: "key" or "value", the token of the body that is corrupted. procedure: "unambiguous" or "original"
-    (see `tasks.Task.corrupt`). components: block-level hooks beside `COMPONENTS`, which the mechanism's rule
+    seed: of the documents; by default they begin with those that were tested during training. site: "key" or
+    "value", the token of the body that is corrupted. procedure: "unambiguous" or "original" (see
+    `tasks.Task.corrupt`). components: block-level hooks beside `COMPONENTS`, which the mechanism's rule
     needs; a layer without a hook is left out.
     """
     cfg, model = run.config(), run.model()
-    seed, device = cfg.seed + TEST_SEED_OFFSET, model.W_E.device
+    seed = cfg.seed + TEST_SEED_OFFSET if seed is None else seed
+    device = model.W_E.device
     clean = cfg.test_task.sample(docs, generator=seed, split="test")
     corrupted = cfg.test_task.corrupt(clean, site, generator=seed + 1, procedure=procedure).to(device)
     clean = clean.to(device)
@@ -166,7 +170,7 @@ def evaluate_run(
         mechanism=verdict,
         parts=parts,
     )
-    evaluation.save(run.folder / "evaluation.json")
+    evaluation.save(run.folder / keep_as)
     return evaluation
 
 

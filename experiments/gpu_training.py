@@ -168,7 +168,7 @@ class GraphReadyStep:
         on_gpu = self.device.type == "cuda"
         # CUDA's fused AdamW reads a float32 rate; the CPU's computes with the double it is given.
         dtype = torch.float32 if on_gpu else torch.float64
-        rates = [cfg.lr * schedule(step, cfg.steps, cfg.warmup) for step in range(cfg.steps)]
+        rates = [cfg.lr * schedule(step, cfg.steps, cfg.warmup, cfg.decay) for step in range(cfg.steps)]
         self.rates = torch.tensor(rates, dtype=dtype, device=self.device)
         self.rate = torch.zeros((), dtype=dtype, device=self.device)
         self.optimizer = torch.optim.AdamW(

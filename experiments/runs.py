@@ -28,7 +28,7 @@ from hooked_ssm import HookedSSM, HookedSSMConfig
 from hooked_ssm.config import check_known
 from hooked_ssm.saving import write_atomically
 from tasks import Task
-from tasks.task import check_count
+from tasks.task import check_choice, check_count
 
 CHECKPOINT = "checkpoint.safetensors"
 FILES = (
@@ -49,7 +49,7 @@ class TrainConfig:
     task, model: what is learned by what. `eval_task`: what is tested, if not the task itself (a task with
         many supervised queries a document is tested on documents with one).
     steps, batch_size, lr, weight_decay: of AdamW. lr rises linearly over the first `warmup` share of the
-        steps, then falls as a cosine to 0.
+        steps, then falls to 0 as `decay` says: a "cosine" or "linear".
     n_train: size of the fixed training set, walked through in the same order every epoch as in the paper;
         None for documents that never repeat.
     n_test: held-out documents tested every `eval_every` steps.
@@ -65,6 +65,7 @@ class TrainConfig:
     lr: float = 1e-3
     weight_decay: float = 0.0
     warmup: float = 0.1
+    decay: str = "cosine"
     n_train: int | None = 100_032
     n_test: int = 320
     eval_every: int = 1000
@@ -88,6 +89,7 @@ class TrainConfig:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}.")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the steps in [0, 1), got {self.warmup}.")
+        check_choice("decay", self.decay, ("cosine", "linear"))
         if self.stop_at_accuracy is not None and not 0 <= self.stop_at_accuracy <= 1:
             raise ValueError(f"stop_at_accuracy is a share of the documents, got {self.stop_at_accuracy}.")
         d_vocab, n_ctx = (
@@ -202,6 +204,13 @@ class Run:
         lines = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomically(self.folder / "metrics.jsonl", lambda file: file.write_text(lines))
         return numbers
+
+    def checkpoint_step(self) -> int:
+        """The step after which the checkpoint was written; 0 without one, or with one that is not whole."""
+        with suppress(OSError, SafetensorError, ValueError, KeyError, TypeError):
+            with safe_open(self.folder / CHECKPOINT, framework="pt") as file:
+                return int(file.metadata()["step"])
+        return 0
 
     def _remove_unfinished(self) -> None:
         """Remove what a kill left of files that were being written."""

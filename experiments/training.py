@@ -3,6 +3,7 @@
 import math
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,16 @@ FRESH_BLOCK = 128  # batches of fresh documents drawn at a time
 SEED_STRIDE = 1_000_003  # between the blocks of one seed and the next: torch uses 32 bits of a seed
 
 
-def train(cfg: TrainConfig, folder: str | Path, *, progress: bool = True) -> Run:
+def train(
+    cfg: TrainConfig,
+    folder: str | Path,
+    *,
+    progress: bool = True,
+    watch: Callable[[dict[str, Any]], None] | None = None,
+) -> Run:
     """Train into `folder`, or go on with what is there; a finished run is left as it is.
 
+    watch: called with the record of each evaluation, as it is logged.
     Raises OSError if the folder cannot be written, ValueError if it holds a run of another config or a
     broken checkpoint.
     """
@@ -47,7 +55,7 @@ def train(cfg: TrainConfig, folder: str | Path, *, progress: bool = True) -> Run
         shown = bar.add_task(name, total=cfg.steps, completed=step, loss=math.nan, accuracy=math.nan)
         while step < cfg.steps and not solved(cfg, record):
             for group in optimizer.param_groups:
-                group["lr"] = cfg.lr * schedule(step, cfg.steps, cfg.warmup)
+                group["lr"] = cfg.lr * schedule(step, cfg.steps, cfg.warmup, cfg.decay)
             loss = supervised_loss(model, documents.batch(step))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -59,6 +67,8 @@ def train(cfg: TrainConfig, folder: str | Path, *, progress: bool = True) -> Run
                 seconds = seconds_before + time.perf_counter() - started
                 record = {"step": step, "loss": loss.item(), **evaluate(model, test), "seconds": seconds}
                 run.log(record)
+                if watch is not None:
+                    watch(record)
                 bar.update(shown, loss=record["loss"], accuracy=record["test_accuracy"])
             if last or step % cfg.checkpoint_every == 0 or solved(cfg, record):
                 seconds = seconds_before + time.perf_counter() - started
@@ -72,11 +82,13 @@ def solved(cfg: TrainConfig, record: dict[str, Any]) -> bool:
     return cfg.stop_at_accuracy is not None and record.get("test_accuracy", 0.0) >= cfg.stop_at_accuracy
 
 
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """Factor on the learning rate: 0 to 1 over the warm-up, then a cosine to 0."""
+def schedule(step: int, steps: int, warmup: float, decay: str = "cosine") -> float:
+    """Factor on the learning rate: 0 to 1 over the warm-up, then a cosine or a line to 0."""
     rising = int(steps * warmup)
     if step < rising:
         return step / rising
+    if decay == "linear":
+        return (steps - step) / (steps - rising)
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
 
 

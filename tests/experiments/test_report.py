@@ -2,8 +2,6 @@
 
 import base64
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +13,8 @@ import pytest
 from experiments import mechanism
 from experiments.report import attribution_map, entry, training_curve, write_report
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+from .browser import CHROMIUM, screenshot
+
 NAMES = {"attention": "Attention", "mamba": "Mamba <2 layers> & more"}
 
 
@@ -177,23 +176,7 @@ def test_a_page_is_replaced_in_one_step(evaluated, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page with")
 def test_a_browser_shows_the_page(page, tmp_path):
-    screenshot = tmp_path / "screenshot.png"
-    subprocess.run(
-        [
-            str(CHROMIUM),
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--window-size=1000,1600",
-            f"--screenshot={screenshot}",
-            (tmp_path / "out" / "report.html").as_uri(),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
-    picture = matplotlib.image.imread(screenshot)[..., :3]
+    picture = screenshot(tmp_path / "out" / "report.html", tmp_path, width=1000, height=1600)
     assert min(picture.shape[:2]) > 500
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100, "text and a heat map have many colours"
     assert 0.02 < (picture.mean(-1) < 0.9).mean() < 0.9, "neither empty nor covered"

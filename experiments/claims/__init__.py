@@ -1,0 +1,1 @@
+"""What the claims of the paper have in common: grids, selection, verdicts, pages."""
