@@ -20,8 +20,8 @@ follows (0 where that entry is set), and dO and dU are those of the chunk's O an
         dK = (dP (.) D)^T Q + (B + B^T) K + to (.) (U lambda'^T) - from (.) (dV S^T)
         dbeta_i = Y_i . (V - from (.) K S)_i + (dA (.) K K^T (.) D)_i . 1
 
-    and, for the logarithm of a decay, the sum over all spans that it lies in of dP (.) P + B (.) K K^T, and
-    of what `from`, `to` and from_C multiply.
+    and, for a decay, the sums over all spans that it lies in of the product of the others in it times what
+    the span multiplies: for D, dO U^T (.) Q K^T - diag(beta) Y U^T (.) K K^T.
 
 `emit_gradients`, a program a run: the total gradients at the states asked for, one position after the other
     from the run's last on, lambda_{t-1} = q_{t-1} do_{t-1}^T + a_t (lambda_t - k_t dV_t^T), the last term
@@ -33,7 +33,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from .tiles import block_of, ends, load_rows, rows_of, spans, store_rows
+from .tiles import block_of, from_start, last_of, load_rows, rows_of, spans, spans_before, store_rows, to_end
 
 
 @triton.jit
@@ -43,7 +43,7 @@ def chunk_write_gradients(
     k,
     do,
     direct,
-    log_decay,
+    decay,
     bounds,
     du,
     L,
@@ -68,8 +68,8 @@ def chunk_write_gradients(
         Q = load_rows(q, row_k, there, first, DK, BK, DT)
         K = load_rows(k, row_k, there, first, DK, BK, DT)
         P += tl.dot(Q, tl.trans(K), input_precision=PRECISION, out_dtype=DT)
-    if log_decay is not None:
-        P *= spans(log_decay, row, there, C, DT)
+    if decay is not None:
+        P *= spans(decay, row, there, C, DT)
     else:
         P = tl.where(i[:, None] >= i[None, :], P, 0.0)
     dO = load_rows(do, row, there, first_v, DV, BV, DT)
@@ -86,7 +86,7 @@ def chunk_state_gradients(
     k,
     do,
     W_in,
-    log_decay,
+    decay,
     dlast,
     bounds,
     state_slot,
@@ -135,15 +135,16 @@ def chunk_state_gradients(
         tl.store(lams + offsets, lam, mask=inside)
         Q = load_rows(q, row_k, there, first_k, DK, BK, DT)
         dO = load_rows(do, row, there, first_v, DV, BV, DT)
-        if log_decay is not None:
-            start, end, total = ends(log_decay, row, there, C, DT)
+        if decay is not None:
+            start = from_start(decay, row, there, DT)
             Q *= start[:, None]
         if W_in is not None:
             K = load_rows(k, row_k, there, first_k, DK, BK, DT)
             W = load_rows(W_in, row, there, first_k, DK, BK, DT)
             dU = load_rows(du, row, there, first_v, DV, BV, DT)
-            if log_decay is not None:
-                K *= end[:, None]
+            if decay is not None:
+                next_there = tl.load(bounds + c) + tl.arange(0, C) + 1 < tl.load(bounds + c + 1)
+                K *= to_end(decay, row, next_there, H, DT)[:, None]
             dU += tl.dot(K, lam, input_precision=PRECISION, out_dtype=DT)
             if write_slot is not None:
                 slot = tl.load(write_slot + c).to(tl.int64)
@@ -152,8 +153,8 @@ def chunk_state_gradients(
                 store_rows(write_total, row_set, at, first_v, dU, DV, BV)
                 dU = tl.where(load_rows(write_mask, row_set, at, first_v, DV, BV, DT) > 0, 0.0, dU)
             store_rows(du, row, there, first_v, dU, DV, BV)
-        if log_decay is not None:
-            lam *= total
+        if decay is not None:
+            lam *= last_of(start, C)
         lam += tl.dot(tl.trans(Q), dO, input_precision=PRECISION, out_dtype=DT)
         if W_in is not None:
             lam -= tl.dot(tl.trans(W), dU, input_precision=PRECISION, out_dtype=DT)
@@ -169,7 +170,7 @@ def chunk_input_gradients(
     v,
     u,
     beta,
-    log_decay,
+    decay,
     T_in,
     do,
     du,
@@ -181,7 +182,7 @@ def chunk_input_gradients(
     dv,
     Y_out,
     dbeta,
-    dlog,
+    ddecay,
     L,
     H,
     G,
@@ -200,9 +201,12 @@ def chunk_input_gradients(
     below = i[:, None] > i[None, :]
     row, there = rows_of(bounds, c, b, h, L, H, C)
     row_k, there_k = rows_of(bounds, c, b, h // (H // G), L, G, C)
-    if log_decay is not None:
-        start, end, total = ends(log_decay, row, there, C, DT)
-        D = spans(log_decay, row, there, C, DT)
+    if decay is not None:
+        next_there = tl.load(bounds + c) + i + 1 < tl.load(bounds + c + 1)
+        start, end = from_start(decay, row, there, DT), to_end(decay, row, next_there, H, DT)
+        D = spans(decay, row, there, C, DT)
+        # The same up to the position before, none for the first.
+        start_before = from_start(decay, row - H, there & (i > 0), DT)
     else:
         D = tl.where(i[:, None] >= i[None, :], 1.0, 0.0).to(DT)
 
@@ -227,7 +231,7 @@ def chunk_input_gradients(
                 offsets, inside = block_of(bh * (n_chunks + 1) + c, first_k, first_v, DK, DV, BK, BV)
                 S = tl.load(starts + offsets, mask=inside, other=0)
                 recalled += tl.dot(K, S, input_precision=PRECISION, out_dtype=DT)
-            if log_decay is not None:
+            if decay is not None:
                 recalled *= start[:, None]
             V = load_rows(v, row, there, first_v, DV, BV, DT)
             db += tl.sum(Y * (V - recalled), axis=1)
@@ -237,35 +241,39 @@ def chunk_input_gradients(
         else:
             for first_k in range(0, DK, BK):
                 K = load_rows(k, row_k, there, first_k, DK, BK, DT)
-                if log_decay is not None:
+                if decay is not None:
                     K *= end[:, None]
                 offsets, inside = block_of(bh * n_chunks + c, first_k, first_v, DK, DV, BK, BV)
                 lam = tl.load(lams + offsets, mask=inside, other=0)
                 dU += tl.dot(K, lam, input_precision=PRECISION, out_dtype=DT)
             store_rows(dv, row, there, first_v, dU, DV, BV)
-    dP *= D
-    if beta is not None or log_decay is not None:
+    if beta is not None or decay is not None:
         QK = tl.zeros((C, C), dtype=DT)
         KK = tl.zeros((C, C), dtype=DT)
         for first_k in range(0, DK, BK):
             K = load_rows(k, row_k, there, first_k, DK, BK, DT)
-            if log_decay is not None:
+            if decay is not None:
                 Q = load_rows(q, row_k, there, first_k, DK, BK, DT)
                 QK += tl.dot(Q, tl.trans(K), input_precision=PRECISION, out_dtype=DT)
             if beta is not None:
                 KK += tl.dot(K, tl.trans(K), input_precision=PRECISION, out_dtype=DT)
-        # Without the diagonal, which no decay is in: where they are strong, its rounding would prevail.
-        crossed = tl.where(below, dP * QK, 0.0)
+        if decay is not None:
+            dD = dP * QK
+            if beta is not None:
+                dD += dA * bt[:, None] * KK
+            # D_it dD_ij D_{t-1,j} summed over i >= t and j < t, which are those whose span t is in.
+            D_before = spans_before(decay, row, there, H, C, DT)
+            across = tl.dot(tl.trans(D), dD, input_precision=PRECISION, out_dtype=DT)
+            da = tl.sum(across * D_before, axis=1)
+            of_start = tl.zeros((C,), dtype=DT)
+            of_end = tl.zeros((C,), dtype=DT)
+            of_whole = tl.zeros((C,), dtype=DT)
         if beta is not None:
             dA = tl.where(below, dA * D, 0.0)
             db += tl.sum(dA * KK, axis=1)
             tl.store(dbeta + row, db.to(dbeta.dtype.element_ty), mask=there)
             dA *= bt[:, None]
-            crossed += dA * KK
-        if log_decay is not None:
-            here = tl.sum(crossed, axis=1) - tl.sum(crossed, axis=0)
-            after = tl.zeros((C,), dtype=DT)
-            whole = tl.zeros((C,), dtype=DT)
+    dP *= D
 
     # What they do with the state before the chunk and to the one after it.
     for first_k in range(0, DK, BK):
@@ -287,25 +295,24 @@ def chunk_input_gradients(
                 dU = load_rows(du, row, there, first_v, DV, BV, DT)
                 dV = tl.dot(tl.trans(T), dU, input_precision=PRECISION, out_dtype=DT) * bt[:, None]
                 dK_start -= tl.dot(dV, tl.trans(S), input_precision=PRECISION, out_dtype=DT)
-            if log_decay is not None:
-                whole += tl.sum(S * lam) * total
-        if log_decay is not None:
+            if decay is not None:
+                of_whole += tl.sum(S * lam)
+        if decay is not None:
+            of_start += tl.sum(dQ * Q + dK_start * K, axis=1)
+            of_end += tl.sum(dK_end * K, axis=1)
             dQ *= start[:, None]
             dK_start *= start[:, None]
             dK_end *= end[:, None]
-            here += tl.sum(dQ * Q + dK_start * K, axis=1)
-            after += tl.sum(dK_end * K, axis=1)
         dQ += tl.dot(dP, K, input_precision=PRECISION, out_dtype=DT)
         dK = dK_start + dK_end + tl.dot(tl.trans(dP), Q, input_precision=PRECISION, out_dtype=DT)
         if beta is not None:
             dK += tl.dot(dA + tl.trans(dA), K, input_precision=PRECISION, out_dtype=DT)
         store_rows(dq, row, there, first_k, dQ, DK, BK)
         store_rows(dk, row, there, first_k, dK, DK, BK)
-    if log_decay is not None:
-        # From every position on what was read there; before it, what was kept of it to the chunk's end.
-        kept = tl.sum(tl.where(i[:, None] < i[None, :], after[:, None], 0.0), axis=0)
-        dl = tl.cumsum(here, axis=0, reverse=True) + kept + whole
-        tl.store(dlog + row, dl.to(dlog.dtype.element_ty), mask=there)
+    if decay is not None:
+        da += start_before * tl.sum(D * of_start[:, None], axis=0)
+        da += end * (tl.sum(D_before * of_end[None, :], axis=1) + start_before * of_whole)
+        tl.store(ddecay + row, da.to(ddecay.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -315,7 +322,7 @@ def emit_gradients(
     k,
     do,
     dv,
-    log_decay,
+    decay,
     bounds,
     lams,
     run_chunk,
@@ -349,15 +356,15 @@ def emit_gradients(
     lam = tl.load(lams + offsets, mask=inside, other=0)
     Q = load_rows(q, row_k, there, first_k, DK, BK, DT)
     dO = load_rows(do, row, there, first_v, DV, BV, DT)
-    if log_decay is not None:
-        start, end, total = ends(log_decay, row, there, C, DT)
-        lam *= total
+    if decay is not None:
+        start = from_start(decay, row, there, DT)
+        lam *= last_of(start, C)
         Q *= start[:, None]
     lam += tl.dot(tl.trans(Q), dO, input_precision=PRECISION, out_dtype=DT)
     if dv is not None:
         K = load_rows(k, row_k, there, first_k, DK, BK, DT)
         dV = load_rows(dv, row, there, first_v, DV, BV, DT)
-        if log_decay is not None:
+        if decay is not None:
             K *= start[:, None]
         lam -= tl.dot(tl.trans(K), dV, input_precision=PRECISION, out_dtype=DT)
     at_k, at_v = first_k + tl.arange(0, BK), first_v + tl.arange(0, BV)
@@ -376,5 +383,5 @@ def emit_gradients(
             k_t = tl.load(k + row_kt * DK + at_k, mask=at_k < DK, other=0).to(DT)
             dv_t = tl.load(dv + row_t * DV + at_v, mask=at_v < DV, other=0).to(DT)
             lam -= k_t[:, None] * dv_t[None, :]
-        if log_decay is not None:
-            lam *= tl.exp(tl.load(log_decay + row_t).to(DT))
+        if decay is not None:
+            lam *= tl.load(decay + row_t).to(DT)

@@ -31,7 +31,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from .tiles import block_of, ends, load_rows, rows_of, spans, store_rows
+from .tiles import block_of, from_start, last_of, load_rows, rows_of, spans, store_rows, to_end
 
 
 @triton.jit
@@ -58,7 +58,7 @@ def writes_alone(
     k,
     v,
     beta,
-    log_decay,
+    decay,
     bounds,
     T_out,
     W_out,
@@ -88,17 +88,16 @@ def writes_alone(
         A += tl.dot(K, tl.trans(K), input_precision=PRECISION, out_dtype=DT)
     bt = tl.load(beta + row, mask=there, other=0).to(DT)
     A = tl.where(i[:, None] > i[None, :], A * bt[:, None], 0.0)
-    if log_decay is not None:
-        A *= spans(log_decay, row, there, C, DT)
+    if decay is not None:
+        A *= spans(decay, row, there, C, DT)
     T = inverse(A, C, LOG, DT, SOLVE)
     tl.store(T_out + ((bh * n_chunks + c) * C + i[:, None]) * C + i[None, :], T)
     T *= bt[None, :]
     for first in range(0, DV, BV):
         V = load_rows(v, row, there, first, DV, BV, DT)
         store_rows(U_out, row, there, first, tl.dot(T, V, input_precision=PRECISION, out_dtype=DT), DV, BV)
-    if log_decay is not None:
-        start, end, total = ends(log_decay, row, there, C, DT)
-        T *= start[None, :]
+    if decay is not None:
+        T *= from_start(decay, row, there, DT)[None, :]
     for first in range(0, DK, BK):
         K = load_rows(k, row_k, there, first, DK, BK, DT)
         store_rows(W_out, row, there, first, tl.dot(T, K, input_precision=PRECISION, out_dtype=DT), DK, BK)
@@ -110,7 +109,7 @@ def chunk_states(
     k,
     u,
     W_in,
-    log_decay,
+    decay,
     initial,
     bounds,
     state_slot,
@@ -146,6 +145,7 @@ def chunk_states(
         offsets, inside_it = block_of(bh * (n_chunks + 1) + c, first_k, first_v, DK, DV, BK, BV)
         tl.store(starts + offsets, S, mask=inside)
         row, there = rows_of(bounds, c, b, h, L, H, C)
+        next_there = tl.load(bounds + c) + tl.arange(0, C) + 1 < tl.load(bounds + c + 1)
         row_k, there_k = rows_of(bounds, c, b, h // (H // G), L, G, C)
         K = load_rows(k, row_k, there, first_k, DK, BK, DT)
         U = load_rows(u, row, there, first_v, DV, BV, DT)
@@ -159,10 +159,9 @@ def chunk_states(
                 is_set = load_rows(write_mask, row_set, at, first_v, DV, BV, DT) > 0
                 U = tl.where(is_set, load_rows(write_values, row_set, at, first_v, DV, BV, DT), U)
             store_rows(u, row, there, first_v, U, DV, BV)
-        if log_decay is not None:
-            start, end, total = ends(log_decay, row, there, C, DT)
-            S *= total
-            K *= end[:, None]
+        if decay is not None:
+            S *= last_of(from_start(decay, row, there, DT), C)
+            K *= to_end(decay, row, next_there, H, DT)[:, None]
         S += tl.dot(tl.trans(K), U, input_precision=PRECISION, out_dtype=DT)
         if state_slot is not None:
             slot = tl.load(state_slot + c).to(tl.int64)
@@ -181,7 +180,7 @@ def chunk_reads(
     q,
     k,
     u,
-    log_decay,
+    decay,
     bounds,
     starts,
     o,
@@ -211,10 +210,9 @@ def chunk_reads(
         S = tl.load(starts + offsets, mask=inside, other=0)
         P += tl.dot(Q, tl.trans(K), input_precision=PRECISION, out_dtype=DT)
         O += tl.dot(Q, S, input_precision=PRECISION, out_dtype=DT)
-    if log_decay is not None:
-        start, end, total = ends(log_decay, row, there, C, DT)
-        P *= spans(log_decay, row, there, C, DT)
-        O *= start[:, None]
+    if decay is not None:
+        P *= spans(decay, row, there, C, DT)
+        O *= from_start(decay, row, there, DT)[:, None]
     else:
         P = tl.where(i[:, None] >= i[None, :], P, 0.0)
     U = load_rows(u, row, there, first_v, DV, BV, DT)
@@ -227,7 +225,7 @@ def chunk_reads(
 def emit_states(
     k,
     u,
-    log_decay,
+    decay,
     bounds,
     starts,
     run_chunk,
@@ -257,22 +255,22 @@ def emit_states(
     row, there = rows_of(bounds, c, b, h, L, H, C)
     row_k, there_k = rows_of(bounds, c, b, h // (H // G), L, G, C)
     there &= tl.load(bounds + c) + tl.arange(0, C) < first
+    next_there = tl.load(bounds + c) + tl.arange(0, C) + 1 < first
     offsets, inside = block_of(bh * (n_chunks + 1) + c, first_k, first_v, DK, DV, BK, BV)
     S = tl.load(starts + offsets, mask=inside, other=0)
     K = load_rows(k, row_k, there, first_k, DK, BK, DT)
     U = load_rows(u, row, there, first_v, DV, BV, DT)
-    if log_decay is not None:
-        start, end, total = ends(log_decay, row, there, C, DT)
-        S *= total
-        K *= end[:, None]
+    if decay is not None:
+        S *= last_of(from_start(decay, row, there, DT), C)
+        K *= to_end(decay, row, next_there, H, DT)[:, None]
     S += tl.dot(tl.trans(K), U, input_precision=PRECISION, out_dtype=DT)
     at_k, at_v = first_k + tl.arange(0, BK), first_v + tl.arange(0, BV)
     for t in range(first, last + 1):
         row_t = (b * L + t) * H + h
         k_t = tl.load(k + ((b * L + t) * G + h // (H // G)) * DK + at_k, mask=at_k < DK, other=0).to(DT)
         u_t = tl.load(u + row_t * DV + at_v, mask=at_v < DV, other=0).to(DT)
-        if log_decay is not None:
-            S *= tl.exp(tl.load(log_decay + row_t).to(DT))
+        if decay is not None:
+            S *= tl.load(decay + row_t).to(DT)
         S += k_t[:, None] * u_t[None, :]
         slot = tl.load(slots + t).to(tl.int64)
         if slot >= 0:

@@ -4,13 +4,10 @@
 system, in its WY form; between chunks the state. The reference takes one position after the other, and holds
 every state, once something is hooked. Here
 
-- decays are the exponentials of what was given, and writes are what the kernels leave anyway;
+- decays are factors, and writes are what the kernels leave anyway;
 - states are formed at the positions that are asked for (by `At`; else at all), and nowhere else;
 - a state that is set ends a chunk, and the next one starts from it; a write that is set is a chunk of its
   own.
-
-Decays that an edit makes 0 or negative, or whose gradient is wanted while they are small, are left to the
-reference, loop and all.
 
 Interpreted, this is tested against the reference, forward and backward; it compiles for Hopper. On a GPU it
 was never run.
@@ -20,9 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..delta_rule import torch_delta_rule
-from .common import check_runnable
-from .handing import Edit, hand_out_at, hand_out_decays, wanted
+from .common import accumulator, check_runnable
+from .handing import Edit, decays, hand_out_at, wanted
 from .memory import LONGEST_CHUNK, Inputs, walk
 from .memory_edits import Edits, Seen, forced_by
 from .memory_graph import to_hand_out, with_graph
@@ -44,17 +40,8 @@ def triton_delta_rule(
     chunk: int | None,
 ) -> tuple[Tensor, Tensor]:
     check_runnable(q, k, v, beta, log_decay, initial)
-    if edit_decay is not None and log_decay is not None:
-        log_decay, factors = hand_out_decays(log_decay, edit_decay)
-        if factors is not None:
-            return torch_delta_rule(
-                *(q, k, v, beta, log_decay, initial),
-                edit_decay=lambda _: factors,
-                edit_write=edit_write,
-                edit_state=edit_state,
-                chunk=chunk,
-            )
-    dense: Any = (None if x is None else x.contiguous() for x in (q, k, v, beta, log_decay, initial))
+    decay = decays(log_decay, accumulator(q, k, v, beta, log_decay, initial), edit_decay)
+    dense: Any = (None if x is None else x.contiguous() for x in (q, k, v, beta, decay, initial))
     inputs = Inputs(*dense)
     length = v.shape[1]
     chunk = min(chunk or CHUNK, LONGEST_CHUNK, length)

@@ -4,16 +4,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..at import At
-from ..state_edit import check_edited
+from ..linear_attention import edited
 from ..trajectory_edit import Setting, hand_out
 
 Edit = Callable[[Tensor], object]
-
-# Below this, the gradient of a decay, which the kernels give as that of its logarithm, would lose digits.
-SMALL_DECAY = 0.1
 
 
 def wanted(edit: Edit, length: int) -> tuple[tuple[int, ...], Edit]:
@@ -31,34 +27,10 @@ def hand_out_at(name: str, trajectory: Tensor, edit: Edit, whole: bool) -> Setti
     return setting if whole else setting._replace(stop=False)
 
 
-def hand_out_decays(log_decay: Tensor, edit: Edit) -> tuple[Tensor, Tensor | None]:
-    """The logarithms to compute with after an edit of the decays; and the decays themselves if the kernels
-    cannot: where one is 0 or negative, or so small that its gradient, if there is one, would be inexact."""
-    decay = log_decay.to(torch.promote_types(log_decay.dtype, torch.float32)).exp().clone()
-    before = decay.detach().clone()
-    returned = edit(decay)
-    if returned is not None:
-        decay = check_edited("decays", returned, before)
-    least = decay.detach().amin().item()
-    if torch.equal(decay, before):
-        if decay.requires_grad and least < SMALL_DECAY:
-            return log_decay, decay
-        return _Logarithm.apply(decay, log_decay.detach()), None  # pyright: ignore[reportReturnType]
-    if least <= 0 or (decay.requires_grad and least < SMALL_DECAY):
-        return log_decay, decay
-    return decay.log(), None
-
-
-class _Logarithm(torch.autograd.Function):
-    """The logarithm of decays, whose numbers are known to the last bit."""
-
-    @staticmethod
-    def forward(ctx, decay, log_decay):
-        ctx.save_for_backward(decay)
-        return log_decay.view_as(log_decay)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (decay,) = ctx.saved_tensors
-        return grad / decay, None
+def decays(log_decay: Tensor | None, dtype: torch.dtype, edit: Edit | None) -> Tensor | None:
+    """The decays as an edit leaves them: factors, of any sign."""
+    if log_decay is None:
+        return None
+    decay = log_decay.to(dtype).exp()
+    # A clone: exp keeps its result for its gradient, and an edit may write into what it is handed.
+    return decay if edit is None else edited("decays", decay.clone(), edit)

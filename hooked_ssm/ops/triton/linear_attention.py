@@ -5,13 +5,10 @@ With a decay a head it is Mamba-2's SSD; without, plain linear attention. Decays
 matrix times the values, between chunks the state. The reference holds every state once something is hooked.
 Here
 
-- decays are the exponentials of what was given;
+- decays are factors;
 - writes k v^T, and states, are formed at the positions that are asked for (by `At`; else at all);
 - a state that is set ends a chunk, and the next one starts from it; a write that is changed ends a chunk too,
   and is added to the state there instead of k v^T.
-
-Decays that an edit makes 0 or negative, or whose gradient is wanted while they are small, are left to the
-reference.
 
 Interpreted, this is tested against the reference, forward and backward; it compiles for Hopper. On a GPU it
 was never run.
@@ -21,10 +18,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..linear_attention import torch_linear_attention
 from ..state_edit import check_edited
 from .common import accumulator, check_runnable
-from .handing import Edit, hand_out_at, hand_out_decays, wanted
+from .handing import Edit, decays, hand_out_at, wanted
 from .memory import LONGEST_CHUNK, Inputs, at, walk
 from .memory_edits import Edits, Seen, forced_by
 from .memory_graph import to_hand_out, with_graph
@@ -45,17 +41,8 @@ def triton_linear_attention(
     chunk: int | None,
 ) -> tuple[Tensor, Tensor]:
     check_runnable(q, k, v, log_decay, initial)
-    if edit_decay is not None and log_decay is not None:
-        log_decay, factors = hand_out_decays(log_decay, edit_decay)
-        if factors is not None:
-            return torch_linear_attention(
-                *(q, k, v, log_decay, initial),
-                edit_decay=lambda _: factors,
-                edit_write=edit_write,
-                edit_state=edit_state,
-                chunk=chunk,
-            )
-    dense: Any = (None if x is None else x.contiguous() for x in (q, k, v, None, log_decay, initial))
+    decay = decays(log_decay, accumulator(q, k, v, log_decay, initial), edit_decay)
+    dense: Any = (None if x is None else x.contiguous() for x in (q, k, v, None, decay, initial))
     inputs = Inputs(*dense)
     length = v.shape[1]
     chunk = min(chunk or CHUNK, LONGEST_CHUNK, length)

@@ -23,14 +23,14 @@ GRADIENT_TILES = {"tf32": 32, "tf32x3": 16, "ieee": 16}  # where so much is held
 
 
 class Inputs(NamedTuple):
-    """q, k [batch, pos, group, d_key], v [batch, pos, head, d_value], beta and log_decay [batch, pos, head],
-    initial [batch, head, d_key, d_value]: each in one piece, in a dtype of its own."""
+    """q, k [batch, pos, group, d_key], v [batch, pos, head, d_value], beta and decay [batch, pos, head],
+    initial [batch, head, d_key, d_value]: each in one piece, in a dtype of its own. Decays are factors."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     beta: Tensor | None
-    log_decay: Tensor | None
+    decay: Tensor | None
     initial: Tensor | None
 
 
@@ -147,7 +147,7 @@ def tile_of(d: int, most: int) -> int:
 def walk(inputs: Inputs, forced: Forced, chunk: int) -> tuple[Tensor, Path]:
     """o, and what else there is."""
     size = Sizes(inputs, chunk)
-    q, k, v, beta, log_decay, initial = inputs
+    q, k, v, beta, decay, initial = inputs
     cut = plan(size.length, chunk, forced.ends, forced.alone, v.device)
     T = W = None
     u = v.index_fill(1, index(forced.dropped, v), 0) if forced.dropped else v
@@ -158,7 +158,7 @@ def walk(inputs: Inputs, forced: Forced, chunk: int) -> tuple[Tensor, Path]:
         launch(
             writes_alone,
             (size.rows, cut.n_chunks),
-            *(k, v, beta, log_decay, cut.bounds, T, W, u, *size.lengths, cut.n_chunks),
+            *(k, v, beta, decay, cut.bounds, T, W, u, *size.lengths, cut.n_chunks),
             **size.kernel(),
             LOG=size.tile.bit_length() - 1,
             SOLVE="tf32x3" if size.precision == "tf32" else size.precision,
@@ -168,7 +168,7 @@ def walk(inputs: Inputs, forced: Forced, chunk: int) -> tuple[Tensor, Path]:
     launch(
         chunk_states,
         size.chains,
-        *(k, u, W, log_decay, initial, cut.bounds),
+        *(k, u, W, decay, initial, cut.bounds),
         *(state_slot, forced.values, forced.mask, forced.added, len(forced.ends)),
         *(write_slot, forced.write_values, forced.write_mask, len(forced.alone)),
         *(starts, *size.lengths, cut.n_chunks),
@@ -178,7 +178,7 @@ def walk(inputs: Inputs, forced: Forced, chunk: int) -> tuple[Tensor, Path]:
     launch(
         chunk_reads,
         (size.rows, cut.n_chunks, size.columns),
-        *(q, k, u, log_decay, cut.bounds, starts, o, *size.lengths, cut.n_chunks),
+        *(q, k, u, decay, cut.bounds, starts, o, *size.lengths, cut.n_chunks),
         **size.kernel(),
     )
     path = Path(T, W, u, starts, cut)
@@ -209,7 +209,7 @@ def states_at(inputs: Inputs, path: Path, forced: Forced, positions: tuple[int, 
     launch(
         emit_states,
         (size.rows, len(run.chunk), size.blocks),
-        *(inputs.k, path.u, inputs.log_decay, path.plan.bounds, path.starts, *run),
+        *(inputs.k, path.u, inputs.decay, path.plan.bounds, path.starts, *run),
         *(states, len(positions), *size.lengths, path.plan.n_chunks),
         **size.kernel(),
     )

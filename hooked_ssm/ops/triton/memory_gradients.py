@@ -74,7 +74,7 @@ class Gradients:
             direct[:, index(self.edits.writes.positions, direct)] = dwrites
 
         du, lams, dinitial, set_total, write_total = self.down_the_chunks(do, dlast, direct, added)
-        dq, dk, dv, Y, dbeta, dlog = self.within_chunks(do, du, lams)
+        dq, dk, dv, Y, dbeta, ddecay = self.within_chunks(do, du, lams)
         if dq_ends is not None:
             dq.index_add_(1, index(forced.ends, dq), dq_ends.to(dq.dtype))
         if self.edits.products_at:  # through what was returned
@@ -85,7 +85,7 @@ class Gradients:
             self.by_group(dk, inputs.k),
             torch.zeros_like(inputs.v) if self.edits.writes.setting.stop else dv.to(inputs.v.dtype),
             torch.zeros_like(inputs.beta) if dbeta is None and inputs.beta is not None else dbeta,
-            dlog,
+            ddecay,
             dinitial if self.needed[5] else None,
         ]
         if Y is not None:
@@ -124,12 +124,12 @@ class Gradients:
         states that chunks are made to end with, and at the writes that are set."""
         size, (q, k, v, *_), forced, path = self.size, self.inputs, self.forced, self.path
         _, _, W = self.rule
-        log_decay, n_chunks = self.inputs.log_decay, path.plan.n_chunks
+        decay, n_chunks = self.inputs.decay, path.plan.n_chunks
         du = torch.empty_like(v, dtype=size.dtype)
         launch(
             chunk_write_gradients,
             (size.rows, n_chunks, size.columns),
-            *(q, k, do, direct, log_decay, path.plan.bounds, du, *size.lengths, n_chunks),
+            *(q, k, do, direct, decay, path.plan.bounds, du, *size.lengths, n_chunks),
             **size.kernel(),
         )
         lams = path.starts.new_empty(size.batch, size.heads, n_chunks, size.d_key, size.d_value)
@@ -140,7 +140,7 @@ class Gradients:
         launch(
             chunk_state_gradients,
             size.chains,
-            *(q, k, do, W, log_decay, None if dlast is None else dlast.contiguous(), path.plan.bounds),
+            *(q, k, do, W, decay, None if dlast is None else dlast.contiguous(), path.plan.bounds),
             *(state_slot, forced.mask, added, set_total, len(forced.ends)),
             *(write_slot, forced.write_mask, write_total, len(forced.alone)),
             *(du, lams, dinitial, *size.lengths, n_chunks),
@@ -151,25 +151,25 @@ class Gradients:
     def within_chunks(
         self, do: Tensor, du: Tensor, lams: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """dq and dk by head, dv, Y where it is wanted, dbeta and the gradients of the decays' logarithms."""
+        """dq and dk by head, dv, Y where it is wanted, dbeta and ddecay."""
         size, (q, k, v, *_), path = self.size, self.inputs, self.path
         beta, T, _ = self.rule
-        log_decay, n_chunks = self.inputs.log_decay, path.plan.n_chunks
+        decay, n_chunks = self.inputs.decay, path.plan.n_chunks
         by_head = size.batch, size.length, size.heads, size.d_key
         dq, dk = (q.new_empty(by_head, dtype=size.dtype) for _ in range(2))
         dv = torch.empty_like(v, dtype=size.dtype)
         Y = torch.empty_like(dv) if self.needed[6] or self.needed[7] else None
         dbeta = None if beta is None else torch.empty_like(beta)
-        dlog = None if log_decay is None else torch.empty_like(log_decay)
+        ddecay = None if decay is None else torch.empty_like(decay)
         launch(
             chunk_input_gradients,
             (size.rows, n_chunks),
-            *(q, k, v, path.u, beta, log_decay, T, do, du, path.plan.bounds, path.starts, lams),
-            *(dq, dk, dv, Y, dbeta, dlog, *size.lengths, n_chunks),
+            *(q, k, v, path.u, beta, decay, T, do, du, path.plan.bounds, path.starts, lams),
+            *(dq, dk, dv, Y, dbeta, ddecay, *size.lengths, n_chunks),
             **size.kernel("gradients"),
             num_warps=8 if beta is None else 4,
         )
-        return dq, dk, dv, Y, dbeta, dlog
+        return dq, dk, dv, Y, dbeta, ddecay
 
     def totals_at(self, positions: tuple[int, ...], do: Tensor, dv: Tensor, lams: Tensor) -> Tensor:
         """The total gradients at the states [batch, len(positions), head, d_key, d_value]; at forced ends,
@@ -181,7 +181,7 @@ class Gradients:
             emit_gradients,
             (size.rows, len(run.chunk), size.blocks),
             *(self.inputs.q, self.inputs.k, do, None if self.rule[0] is None else dv),
-            *(self.inputs.log_decay, path.plan.bounds, lams, *run, totals, len(positions)),
+            *(self.inputs.decay, path.plan.bounds, lams, *run, totals, len(positions)),
             *(*size.lengths, path.plan.n_chunks),
             **size.kernel(),
         )

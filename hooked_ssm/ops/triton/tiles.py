@@ -19,9 +19,8 @@ import triton.language as tl
 @no_type_check
 def rows_of(bounds, c, b, h, L, H, C: tl.constexpr):
     """The rows of chunk c in a tensor [batch, pos, head], and which of them there are."""
-    start = tl.load(bounds + c)
-    i = tl.arange(0, C)
-    return (b * L + start + i) * H + h, i < tl.load(bounds + c + 1) - start
+    t = tl.load(bounds + c) + tl.arange(0, C)
+    return (b * L + t) * H + h, t < tl.load(bounds + c + 1)
 
 
 @triton.jit
@@ -51,26 +50,43 @@ def block_of(n, first_k, first_v, DK: tl.constexpr, DV: tl.constexpr, BK: tl.con
 
 @triton.jit
 @no_type_check
-def ends(log_decay, row, there, C: tl.constexpr, DT: tl.constexpr):
-    """With one decay a position, the products over a chunk
-
-    a_1 ... a_i for every i,      a_{j+1} ... a_C for every j,      a_1 ... a_C.
-    """
-    log = tl.load(log_decay + row, mask=there, other=0).to(DT)
-    i = tl.arange(0, C)
-    to_end = tl.sum(tl.where(i[:, None] > i[None, :], log[:, None], 0.0), axis=0)
-    return tl.exp(tl.cumsum(log, axis=0)), tl.exp(to_end), tl.exp(tl.sum(log, axis=0))
+def from_start(decay, row, there, DT: tl.constexpr):
+    """a_1 ... a_i for every i."""
+    return tl.cumprod(tl.load(decay + row, mask=there, other=1).to(DT), axis=0)
 
 
 @triton.jit
 @no_type_check
-def spans(log_decay, row, there, C: tl.constexpr, DT: tl.constexpr):
+def to_end(decay, row, next_there, H, DT: tl.constexpr):
+    """a_{j+1} ... a_C for every j; `next_there` is whether j + 1 is there."""
+    return tl.cumprod(tl.load(decay + row + H, mask=next_there, other=1).to(DT), axis=0, reverse=True)
+
+
+@triton.jit
+@no_type_check
+def last_of(x, C: tl.constexpr):
+    return tl.sum(tl.where(tl.arange(0, C) == C - 1, x, 0.0), axis=0)
+
+
+@triton.jit
+@no_type_check
+def spans(decay, row, there, C: tl.constexpr, DT: tl.constexpr):
     """a_{j+1} ... a_i for every i >= j, and 0 for j > i: [i, j].
 
-    Every sum of logarithms is over its own span: nothing is subtracted, so that a decay of 0 is no special
-    case and no digits are lost after one of almost 0.
+    Every product is over its own span: nothing is divided, so that a decay of 0, or a negative one, is no
+    special case, and no digits are lost after one of almost 0.
     """
-    log = tl.load(log_decay + row, mask=there, other=0).to(DT)
+    a = tl.load(decay + row, mask=there, other=1).to(DT)
     i = tl.arange(0, C)
-    own = tl.cumsum(tl.where(i[:, None] > i[None, :], log[:, None], 0.0), axis=0)
-    return tl.where(i[:, None] >= i[None, :], tl.exp(own), 0.0)
+    own = tl.cumprod(tl.where(i[:, None] > i[None, :], a[:, None], 1.0), axis=0)
+    return tl.where(i[:, None] >= i[None, :], own, 0.0)
+
+
+@triton.jit
+@no_type_check
+def spans_before(decay, row, there, H, C: tl.constexpr, DT: tl.constexpr):
+    """a_{j+1} ... a_{i-1} for every i > j, and 0 for j >= i: [i, j]."""
+    i = tl.arange(0, C)
+    a = tl.load(decay + row - H, mask=there & (i > 0), other=1).to(DT)
+    own = tl.cumprod(tl.where(i[:, None] > i[None, :] + 1, a[:, None], 1.0), axis=0)
+    return tl.where(i[:, None] > i[None, :], own, 0.0)

@@ -43,8 +43,8 @@ for kernel in (forth.chunk_states, back.chunk_state_gradients):
 for kernel in (forth.chunk_reads, forth.emit_states, back.chunk_write_gradients, back.emit_gradients):
     compile(kernel)
 compile(back.chunk_input_gradients)
-compile(back.chunk_input_gradients, without=(rule - {"dv"}) | {"dbeta", "log_decay", "dlog"})
-compile(back.emit_gradients, without={"dv", "log_decay"})
+compile(back.chunk_input_gradients, without=(rule - {"dv"}) | {"dbeta", "decay", "ddecay"})
+compile(back.emit_gradients, without={"dv", "decay"})
 """
 
 
