@@ -33,12 +33,9 @@ def named_peers(operator: Operator, case: str) -> str:
 
 
 def backend_of(operator: Operator, inputs: Inputs, **edits: Any) -> str:
-    """What `auto` takes on a GPU; on a CPU Triton's interpreter, where that can."""
+    """What is ours, whatever `auto` would take of the peers': Triton where it can, on a CPU interpreted."""
     call = backends.call_of(operator.operator, inputs, **edits)
-    if call.device.type == "cpu":
-        return "triton" if "triton" in backends.able(call) else "torch"
-    rows = backends.IMPLEMENTATIONS[operator.operator]
-    return next(row.backend for row in rows if row.auto(call) and backends.why_not(row, call) is None)
+    return "triton" if "triton" in backends.able(call) else "torch"
 
 
 def check(operator: Operator, size: Size, device: str) -> tuple[str, dict[str, float]]:
@@ -90,7 +87,7 @@ def check_states(operator: Operator, inputs: Inputs, doubles: Inputs) -> float:
 def measured(operator: Operator, size: Size, bandwidth: float, device: str) -> list[Row]:
     """The rows of one operator at one size; `bandwidth` of a copy, in bytes a millisecond."""
     backend, errors = check(operator, size, device)
-    with use_backend("auto" if device == "cuda" else backend):
+    with use_backend(backend):
         return timed(operator, size, bandwidth, device, backend, errors)
 
 

@@ -77,8 +77,9 @@ class Sizes:
         self.batch, self.length, self.heads, self.d_value = inputs.v.shape
         self.groups, self.d_key = inputs.k.shape[2:]
         self.tile, self.dtype = tile_of(chunk, LONGEST_CHUNK), accumulator(*inputs)
-        self.width_k = tile_of(self.d_key, TILE if inputs.beta is None else MOST_KEYS)
-        self.width_v = tile_of(self.d_value, WIDTH)
+        self.corrected = inputs.beta is not None  # the delta rule
+        self.width_k = tile_of(self.d_key, MOST_KEYS if self.corrected else TILE)
+        self.width_v = tile_of(self.d_value, WIDTH if self.width_k < MOST_KEYS else WIDTH // 2)
         self.tile_k, self.tile_v = tile_of(self.d_key, TILE), tile_of(self.d_value, TILE)
         self.precision = precision(self.dtype, inputs.v)
 
@@ -103,6 +104,7 @@ class Sizes:
             "BV": block_v,
             "DT": TL_DTYPES[self.dtype],
             "PRECISION": self.precision,
+            "num_warps": 8 if block_k > TILE or (part == "gradients" and not self.corrected) else 4,
         }
 
     @property

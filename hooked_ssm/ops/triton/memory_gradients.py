@@ -167,7 +167,6 @@ class Gradients:
             *(q, k, v, path.u, beta, decay, T, do, du, path.plan.bounds, path.starts, lams),
             *(dq, dk, dv, Y, dbeta, ddecay, *size.lengths, n_chunks),
             **size.kernel("gradients"),
-            num_warps=8 if beta is None else 4,
         )
         return dq, dk, dv, Y, dbeta, ddecay
 
