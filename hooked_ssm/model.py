@@ -18,6 +18,7 @@ from hooked_ssm.generation import Generation
 from hooked_ssm.hooked_root import HookedRoot
 from hooked_ssm.hooks import Hook
 from hooked_ssm.layers import NORMS, Embed, PosEmbed, Unembed
+from hooked_ssm.ops.memory import matrix_product
 from hooked_ssm.text import Text
 
 ReturnType = Literal["logits", "loss", "both"] | None
@@ -148,7 +149,7 @@ class HookedSSM(HookedRoot, Text, Generation):
                 final = final[positions]
             else:
                 final = final[torch.arange(len(final), device=final.device), positions]
-        return final @ self.W_U
+        return matrix_product(final, self.W_U)
 
     def _check_positions(self, positions: Tensor, shape: torch.Size) -> None:
         batch, length = shape

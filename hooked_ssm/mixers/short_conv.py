@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hooked_ssm.hooks import Hook
 from hooked_ssm.ops.depthwise_conv import depthwise_conv
+from hooked_ssm.ops.looking import change_by
 
 
 class ShortConv(nn.Module):
@@ -53,14 +54,14 @@ class ShortConv(nn.Module):
             padded = torch.cat([past, x], dim=1)
         y = depthwise_conv(padded, self.weight, self.bias)
         if self.hook_conv_taps.attached:
-            y = y + self.taps_edit(padded)
+            change = change_by(self.hook_conv_taps, lambda: self.taps(padded))
+            y = y if change is None else y + change.sum(2)
         return self.hook_conv(y), padded[:, length:]
 
-    def taps_edit(
+    def taps(
         self, padded: Float[Tensor, "batch past_and_pos channel"]
-    ) -> Float[Tensor, "batch pos channel"]:
-        """What the edited taps add beyond the unedited ones: exactly 0 if they were only looked at."""
+    ) -> Float[Tensor, "batch pos tap channel"]:
+        """What each token adds to the outputs at the d_conv positions from its own on."""
         length = padded.shape[1] - self.d_conv + 1
         shifted = [padded[:, self.d_conv - 1 - tau :][:, :length] for tau in range(self.d_conv)]
-        taps = torch.stack([x * self.weight[:, 0, -1 - tau] for tau, x in enumerate(shifted)], dim=2)
-        return (self.hook_conv_taps(taps.clone()) - taps).sum(2)
+        return torch.stack([x * self.weight[:, 0, -1 - tau] for tau, x in enumerate(shifted)], dim=2)

@@ -158,6 +158,7 @@ IMPLEMENTATIONS: dict[str, list[Row]] = {
             *(_asking(f"{OPS}.fla_kernels:cannot"), _rounded_on_cuda),
         ),
         Row("triton", f"{OPS}.triton.delta_rule:triton_delta_rule", _too_many_keys, _single_on_cuda),
+        Row("numba", f"{COMPILED}.delta_rule:numba_delta_rule"),
         Row("torch", f"{OPS}.delta_rule:torch_delta_rule"),
     ],
     "depthwise_conv": [

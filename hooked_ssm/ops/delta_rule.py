@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .backends import call_of, implementation, in_one_dtype
 from .chunked_delta_rule import chunked_delta_rule
-from .delta_rule_path import Inputs, batch_major, walk, with_graph
+from .delta_rule_path import TORCH, Inputs, Path, Walker, with_graph
 from .looking import unless_edited
 from .state_edit import check_edited
 from .trajectory_edit import Setting, hand_out
@@ -65,44 +65,57 @@ def delta_rule(
     return implementation(call)(q, k, v, beta, log_decay, initial, **edits, chunk=chunk)
 
 
-def torch_delta_rule(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    log_decay: Tensor | None,
-    initial: Tensor | None,
-    *,
-    edit_decay: Edit | None,
-    edit_write: Edit | None,
-    edit_state: Edit | None,
-    chunk: int | None,
-) -> tuple[Tensor, Tensor]:
-    o_dtype = v.dtype
-    q, k, v, beta, log_decay, initial = in_one_dtype(q, k, v, beta, log_decay, initial)
-    if edit_decay is None and edit_write is None and edit_state is None:
-        o, last = chunked_delta_rule(q, k, v, beta, log_decay, initial, chunk)
-        return o.to(o_dtype), last
-    with torch.no_grad():
-        exact = chunked_delta_rule(q, k, v, beta, log_decay, initial, chunk)
-    # A clone: exp keeps its result for its gradient, and an edit may write into what it is handed.
-    decay = None if log_decay is None else log_decay.exp().clone()
-    plain, edited = explicit_delta_rule(
-        Inputs(q, k, v, beta, decay, initial), edit_decay, edit_write, edit_state
-    )
-    o, last = map(unless_edited, exact, edited, plain)
-    return o.to(o_dtype), last
+def delta_rule_by(walker: Walker) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The delta rule of a back end whose explicit path is this one, and whose fast path is torch's."""
 
+    def delta_rule(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        log_decay: Tensor | None,
+        initial: Tensor | None,
+        *,
+        edit_decay: Edit | None,
+        edit_write: Edit | None,
+        edit_state: Edit | None,
+        chunk: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        o_dtype = v.dtype
+        q, k, v, beta, log_decay, initial = in_one_dtype(q, k, v, beta, log_decay, initial)
+        if edit_decay is None and edit_write is None and edit_state is None:
+            o, last = chunked_delta_rule(q, k, v, beta, log_decay, initial, chunk)
+            return o.to(o_dtype), last
+        with torch.no_grad():
+            exact = chunked_delta_rule(q, k, v, beta, log_decay, initial, chunk)
+        # A clone: exp keeps its result for its gradient, and an edit may write into what it is handed.
+        decay = None if log_decay is None else log_decay.exp().clone()
+        inputs = Inputs(q, k, v, beta, decay, initial)
+        plain, edited = explicit_delta_rule(inputs, edit_decay, edit_write, edit_state, walker)
+        o, last = map(unless_edited, exact, edited, plain)
+        return o.to(o_dtype), last
+
+    return delta_rule
+
+
+torch_delta_rule = delta_rule_by(TORCH)
 
 Result = tuple[Tensor, Tensor]  # o and the last state
 
 
 def explicit_delta_rule(
-    inputs: Inputs, edit_decay: Edit | None, edit_write: Edit | None, edit_state: Edit | None
+    inputs: Inputs, edit_decay: Edit | None, edit_write: Edit | None, edit_state: Edit | None, walker: Walker
 ) -> tuple[Result, Result]:
     """Without the edits, as numbers alone; with them, as a function of the inputs and of what they return."""
-    nothing = Setting()
-    path = plain = walk(inputs, nothing, nothing)
+    writes = states = nothing = Setting()
+
+    def again() -> Path:
+        nonlocal path
+        path = walker.walk(inputs, writes, states)
+        return path
+
+    path = again()
+    plain = path.o.clone(), path.states[:, -1].clone()
     if edit_decay is not None and inputs.decay is not None:
         decay, before = inputs.decay, inputs.decay.detach().clone()
         returned = edit_decay(decay)
@@ -110,19 +123,19 @@ def explicit_delta_rule(
             decay = check_edited("decays", returned, before)
             inputs = inputs._replace(decay=decay)
         if not torch.equal(decay, before):
-            path = walk(inputs, nothing, nothing)
-    writes = states = nothing
+            again()
     if edit_write is not None:
-        writes = hand_out("writes", with_graph(inputs, nothing, nothing, path)[2], edit_write)
+        trajectory = with_graph(inputs, nothing, nothing, path, walker)[2]
+        writes = hand_out("writes", trajectory, edit_write, lambda: again().writes)
         if writes.cuts:
-            path = walk(inputs, writes, nothing)
+            again()
     if edit_state is not None:
-        states = hand_out("states", with_graph(inputs, writes, nothing, path)[3], edit_state)
+        trajectory = with_graph(inputs, writes, nothing, path, walker)[3]
+        states = hand_out("states", trajectory, edit_state, lambda: again().states)
         if states.cuts:
-            path = walk(inputs, writes, states)
-    o, last, *_ = with_graph(inputs, writes, states, path)
-    heads = inputs.q.shape[2]
-    return (batch_major(plain.o, heads), plain.states[-1].unflatten(0, (-1, heads))), (o, last)
+            again()
+    o, last, *_ = with_graph(inputs, writes, states, path, walker)
+    return plain, (o, last)
 
 
 def _check_shapes(

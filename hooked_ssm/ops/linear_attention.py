@@ -25,7 +25,8 @@ from .backends import call_of, implementation, in_one_dtype
 from .chunk_states import chunk_states, into_chunks
 from .decay_products import channel_products, head_products
 from .linear_scan import linear_scan
-from .looking import unless_edited
+from .looking import Watched, unless_edited
+from .memory import multiply
 from .state_edit import check_edited, scan_with_edits
 
 Edit = Callable[[Tensor], object]
@@ -83,12 +84,16 @@ def torch_linear_attention(
         o, last = chunked_linear_attention(q, k, v, log_decay, initial, chunk)
         return o.to(o_dtype), last
     decay = None if log_decay is None else log_decay.exp()
+    watched = [None if edit is None else Watched(edit) for edit in (edit_decay, edit_write, edit_state)]
+    plain_decay = decay
     with torch.no_grad():
         exact = chunked_linear_attention(q, k, v, log_decay, initial, chunk)
-        plain = explicit_linear_attention(q, k, v, decay, initial)
-    if decay is not None and edit_decay is not None:
-        decay = edited("decays", decay, edit_decay)
-    seen = explicit_linear_attention(q, k, v, decay, initial, edit_write, edit_state)
+    if decay is not None and watched[0] is not None:
+        decay = edited("decays", decay.clone(), watched[0])
+    plain = seen = explicit_linear_attention(q, k, v, decay, initial, *watched[1:])
+    if any(watch is not None and watch.edited for watch in watched):
+        with torch.no_grad():
+            plain = explicit_linear_attention(q, k, v, plain_decay, initial)
     o, last = map(unless_edited, exact, seen, plain)
     return o.to(o_dtype), last
 
@@ -117,7 +122,7 @@ def explicit_states(
     edit_state: Edit | None = None,
 ) -> Float[Tensor, "batch pos head d_key d_value"]:
     """All states."""
-    write = _by_head(k, v.shape[2]).unsqueeze(-1) * v.unsqueeze(-2)
+    write = multiply(_by_head(k, v.shape[2]).unsqueeze(-1), v.unsqueeze(-2))
     write = edited("writes", write, edit_write)
     if decay is None:
         decay = write.new_ones(())

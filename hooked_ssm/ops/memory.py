@@ -1,4 +1,4 @@
-"""Large tensors in large pages."""
+"""Large tensors in large pages, where no graph is built."""
 
 import math
 from collections.abc import Sequence
@@ -28,3 +28,21 @@ def empty(shape: Sequence[int], like: Tensor, order: Sequence[int] | None = None
     memory = torch.from_numpy(np.empty(math.prod(shape), dtype))
     # Not a view, which autograd would not let anybody write into.
     return memory.new_empty(0).set_(memory.untyped_storage(), 0, tuple(shape), tuple(strides))
+
+
+def multiply(a: Tensor, b: Tensor) -> Tensor:
+    """a * b."""
+    if _graph(a, b):
+        return a * b
+    return torch.mul(a, b, out=empty(torch.broadcast_shapes(a.shape, b.shape), a))
+
+
+def matrix_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, b a matrix."""
+    if _graph(a, b) or a.dtype != b.dtype or torch.is_autocast_enabled(a.device.type):
+        return a @ b
+    return torch.matmul(a, b, out=empty((*a.shape[:-1], b.shape[-1]), a))
+
+
+def _graph(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

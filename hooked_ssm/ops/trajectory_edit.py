@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .linear_scan import positions_set
-from .state_edit import StateEdit, _beyond, _check_mask, check_edited
+from .state_edit import StateEdit, _beyond, _check_mask, _same_view, check_edited
 
 
 class Setting(NamedTuple):
@@ -36,18 +36,36 @@ class Setting(NamedTuple):
     stop: bool = False
 
 
-def hand_out(name: str, trajectory: Tensor, edit: Callable[[Tensor], object]) -> Setting:
-    """Gives `edit` a fresh copy of the trajectory [batch, pos, ...], which it may write into."""
-    seen, carried = _Handed.apply(trajectory)  # pyright: ignore[reportGeneralTypeIssues]
+def hand_out(
+    name: str,
+    trajectory: Tensor,
+    edit: Callable[[Tensor], object],
+    again: Callable[[], Tensor] | None = None,
+) -> Setting:
+    """Gives `edit` a fresh copy of the trajectory [batch, pos, ...], which it may write into.
+
+    `again` computes the trajectory once more. If it is given, and no graph is built, `edit` gets the trajectory
+    itself, and `again` is called if it has written into it.
+    """
+    copied = again is None or trajectory.requires_grad or trajectory.is_inference()
+    if copied:
+        seen, carried = _Handed.apply(trajectory)  # pyright: ignore[reportGeneralTypeIssues]
+    else:
+        seen, carried = trajectory, trajectory.new_zeros(()).expand(trajectory.shape)
+    version = None if copied else seen._version
     returned = edit(seen)
     values, mask = (returned.states, returned.mask) if isinstance(returned, StateEdit) else (returned, None)
     values = seen if values is None else check_edited(name, values, seen)
     if mask is not None:
         _check_mask(mask, seen)
-    same = torch.equal(values, trajectory)
+    written = version is not None and seen._version != version
+    if version is not None and mask is None and not written and _same_view(values, seen):
+        return Setting(values, carried)
+    raw = again() if written and again is not None else trajectory
+    same = torch.equal(values, raw)
     cuts = {}
     if not same or mask is not None:
-        changed = values.detach() != trajectory.detach()
+        changed = values.detach() != raw.detach()
         cuts = positions_set(changed if mask is None else mask | changed)
     return Setting(values, carried, cuts, trajectory.requires_grad and not values.requires_grad)
 

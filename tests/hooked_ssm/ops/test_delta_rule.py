@@ -11,6 +11,8 @@ from hooked_ssm.ops.chunked_delta_rule import CHUNK, LONGEST_CHUNK
 
 from .naive_delta_rule import loop, sample
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 NAMES = ["o", "last state", "q", "k", "v", "beta", "log_decay", "initial"]
 SHAPES = [
     *(

@@ -15,6 +15,8 @@ from hooked_ssm.ops.delta_rule_path import _Path
 
 from .naive_delta_rule import edited_loop, loop, sample
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 NAMES = ["o", "last state", "q", "k", "v", "beta", "log_decay", "initial", "theta"]
 SHAPE = 2, 7, 2, 3, 4  # batch, pos, head, d_key, d_value
 theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
