@@ -44,8 +44,8 @@ def hand_out(
 ) -> Setting:
     """Gives `edit` a fresh copy of the trajectory [batch, pos, ...], which it may write into.
 
-    `again` computes the trajectory once more. If it is given, and no graph is built, `edit` gets the trajectory
-    itself, and `again` is called if it has written into it.
+    `again` computes the trajectory once more. If it is given, and no graph is built, `edit` gets the
+    trajectory itself, and `again` is called if it has written into it.
     """
     copied = again is None or trajectory.requires_grad or trajectory.is_inference()
     if copied:
