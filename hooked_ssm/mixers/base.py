@@ -12,6 +12,7 @@ from transformer_lens import ActivationCache
 from hooked_ssm.config import HookedSSMConfig
 from hooked_ssm.hooks import Hook
 from hooked_ssm.layers import write_heads
+from hooked_ssm.ops.memory import matrix_product
 
 Activations = Mapping[str, Tensor]  # of one mixer in a run, by hook name: "hook_x"
 
@@ -79,7 +80,7 @@ class Mixer(nn.Module, ABC):
         if self.cfg.use_attn_result:
             return self.hook_result(write_heads(z, self.W_O)).sum(2) + self.b_O
         flat = rearrange(z, "batch pos head d_head -> (batch pos) (head d_head)")
-        return (flat @ self.W_O.flatten(0, 1) + self.b_O).unflatten(0, z.shape[:2])
+        return matrix_product(flat, self.W_O.flatten(0, 1), self.b_O).unflatten(0, z.shape[:2])
 
     def unavailable_hooks(self) -> dict[str, str]:
         """Hooks that cannot fire as things are set, each with what would make it fire."""

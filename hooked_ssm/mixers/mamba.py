@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hooked_ssm.config import HookedSSMConfig, MixerConfig
 from hooked_ssm.hooks import Hook
-from hooked_ssm.layers import Linear
+from hooked_ssm.layers import Linear, linear
 from hooked_ssm.mixers.base import Activations, AttentionFreeMixer
 from hooked_ssm.mixers.short_conv import ShortConv
 from hooked_ssm.ops.causal_matrix import selective_scan_matrix
@@ -305,6 +305,9 @@ class DtProj(nn.Linear):
     def __init__(self, mixer_cfg: MambaConfig, dt_rank: int, d_inner: int):
         self.mixer_cfg = mixer_cfg
         super().__init__(dt_rank, d_inner)
+
+    def forward(self, input: Float[Tensor, "batch pos dt_rank"]) -> Float[Tensor, "batch pos d_inner"]:
+        return linear(input, self)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

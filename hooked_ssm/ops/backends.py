@@ -161,6 +161,10 @@ IMPLEMENTATIONS: dict[str, list[Row]] = {
         Row("numba", f"{COMPILED}.delta_rule:numba_delta_rule"),
         Row("torch", f"{OPS}.delta_rule:torch_delta_rule"),
     ],
+    "matrix_product": [
+        Row("numba", f"{COMPILED}.matrix_product:numba_matrix_product"),
+        Row("torch", f"{OPS}.memory:torch_matrix_product"),
+    ],
     "depthwise_conv": [
         Row("triton", f"{OPS}.triton.depthwise_conv:triton_depthwise_conv", auto=_on_cuda),
         Row("torch", f"{OPS}.depthwise_conv:torch_depthwise_conv"),

@@ -153,10 +153,12 @@ def back(
     taken = (before @ dv.unsqueeze(-1)).squeeze(-1)
     dk -= taken if decay is None else decay.unsqueeze(-1) * taken
     dq = None if do is None else batch_major((S @ do.unsqueeze(-1)).squeeze(-1), heads)
-    dbeta = (mu * errors).sum(-1)
+    dk, dv, dbeta = (batch_major(x, heads) for x in (dk, dv, (mu * errors).sum(-1)))
     return PathGradients(
         dq,
-        *(batch_major(x, heads) for x in (dk, dv, dbeta)),
+        dk,
+        dv,
+        dbeta,
         None if ddecay is None else batch_major(ddecay, heads),
         lam.unflatten(0, (-1, heads)),
         batch_major(mu_total, heads),

@@ -21,7 +21,8 @@ def walk(inputs: Inputs, writes: Setting, states: Setting) -> Path:
         S = v.new_zeros(batch, heads, d_key, d_value)
     else:
         S = initial.detach().clone(memory_format=torch.contiguous_format)
-    path = Path(*(v.new_empty(v.shape) for _ in range(3)), empty((batch, pos, heads, d_key, d_value), v))
+    o, errors, w = (v.new_empty(v.shape) for _ in range(3))
+    path = Path(o, errors, w, empty((batch, pos, heads, d_key, d_value), v))
     w_shape, s_shape = path.writes.shape, path.states.shape
     arrays = (
         *(q, k, v, beta, _or_nothing(decay, v, 3), S),

@@ -140,10 +140,12 @@ def _forward(
     x, dt, A, B, C = (tensor.detach() for tensor in (x, dt, A, B, C))
     (batch, pos, channels), n_states = x.shape, A.shape[1]
     shape = batch, pos, channels, n_states
+    last = empty((batch, channels, n_states), x, (0, 2, 1))
+    h = last.transpose(1, 2)
     if initial is None:
-        h = x.new_zeros(batch, n_states, channels)
+        h.zero_()
     else:
-        h = initial.detach().transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        h.copy_(initial.detach().transpose(1, 2))
     starts = x.new_empty((-(-pos // kernels.CHUNK) if keep else 0, *h.shape))
     emitted = [empty(shape if wanted else (0,) * 4, x, BY_STATE) for wanted in emit]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -166,7 +168,7 @@ def _forward(
         *(tensor.contiguous().numpy() for tensor in arrays),
     )
     decay, write, states = (out if wanted else None for out, wanted in zip(emitted, emit, strict=True))
-    return y, h.transpose(1, 2).contiguous(), starts, decay, write, states
+    return y, last, starts, decay, write, states
 
 
 class _Scan(torch.autograd.Function):

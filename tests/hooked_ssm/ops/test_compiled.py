@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from hooked_ssm.ops import compiled, linear_scan, scan_with_edits, selective_scan, use_backend
+from hooked_ssm.layers import Linear
+from hooked_ssm.ops import compiled, linear_scan, memory, scan_with_edits, selective_scan, use_backend
 from hooked_ssm.ops.compiled import arithmetic, selective_scan_kernels, threads
 from hooked_ssm.ops.compiled.arithmetic import exp, kernel
 from hooked_ssm.ops.memory import LARGE, empty
@@ -152,6 +153,54 @@ def test_large_tensors_are_no_views_and_lie_in_the_order_asked_for(dtype):
         made = empty((rows, 3, 2), like, (0, 2, 1))
         assert (made.dtype, made.shape, made.stride()) == (dtype, (rows, 3, 2), (6, 1, 3))
         assert not made._is_view()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_few_rows_times_a_matrix(rows, transposed, dtype):
+    a, b = normal(rows, 1, 130, dtype=dtype).detach(), normal(130, 700, dtype=dtype, seed=1).detach()
+    b = b.t().contiguous().t() if transposed else b
+    assert memory.few_rows(a, b)
+    with use_backend("numba"):
+        got = memory.matrix_product(a, b)
+    assert got.shape == (rows, 1, 700)
+    torch.testing.assert_close(got, (a.double() @ b.double()).to(dtype))
+
+
+def test_a_graph_many_rows_or_a_small_matrix_take_torchs_product():
+    a, b = normal(1, 130), normal(130, 700)
+    assert not memory.few_rows(a, b) and memory.matrix_product(a, b).requires_grad
+    a, b = a.detach(), b.detach()
+    assert not memory.few_rows(a.expand(9, -1), b) and not memory.few_rows(a, b[:, :3])
+    assert torch.equal(memory.matrix_product(a.repeat(9, 1), b), a.repeat(9, 1) @ b)
+
+
+def test_a_linear_map_of_one_token_is_that_of_many():
+    layer = Linear(130, 700, bias=True, std=None).double()
+    layer.bias.data.fill_(0.5)
+    x = normal(1, 9, 130)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x[:, :1]), layer(x)[:, :1], **CLOSE)
+
+
+def test_memory_of_freed_tensors_is_used_again_up_to_a_limit(monkeypatch):
+    memory.give_back()
+    like = torch.zeros(1)
+    shape = (LARGE // 4, 1)
+    first, second = empty(shape, like), empty(shape, like)
+    assert first.data_ptr() != second.data_ptr()
+    view, place = first[5:], first.data_ptr()
+    del first
+    assert empty(shape, like).data_ptr() != place  # the view still lives
+    del view
+    third = empty(shape, like)
+    assert third.data_ptr() == place
+    monkeypatch.setattr(memory, "KEPT", LARGE)
+    memory.give_back()
+    del second, third
+    assert sum(map(len, memory._free.values())) == 1
+    memory.give_back()
 
 
 SCAN = """
