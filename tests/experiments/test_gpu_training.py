@@ -45,7 +45,7 @@ def assert_same(run, other, rtol=0.0, atol=0.0):
 
 CONFIGS = {
     "attention": config(weight_decay=0.1),
-    "mamba": config("mamba"),
+    "mamba": config("mamba", decay="linear"),
     "two queries": config(task=MANY_QUERIES, eval_task=TASK),
     "fresh documents": config(n_train=None, steps=4),
     "stops early": config(stop_at_accuracy=0.1, steps=200, lr=3e-2),

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hooked_ssm.ops import backends, use_backend
 from hooked_ssm.ops.backends import BackendError, call_of, implementation, load
@@ -86,12 +87,11 @@ def chosen(inputs, **edits):
 
 def test_it_is_taken_while_nothing_is_hooked(installed):
     assert chosen(sample()) is mamba_ssm_selective_scan
-    torch_form = load("hooked_ssm.ops.selective_scan:torch_selective_scan")
     for name in ("decay", "write", "state"):
-        assert chosen(sample(), **{name: lambda tensor: None}) is torch_form
-    assert chosen(sample() | {"initial": torch.zeros(2, 3, 4)}) is torch_form
-    assert chosen(sample(dtype=torch.float64)) is torch_form
-    assert chosen(sample() | {"A": -torch.rand(3, 300)}) is torch_form
+        assert chosen(sample(), **{name: lambda tensor: None}) is not mamba_ssm_selective_scan
+    assert chosen(sample() | {"initial": torch.zeros(2, 3, 4)}) is not mamba_ssm_selective_scan
+    assert chosen(sample(dtype=torch.float64)) is not mamba_ssm_selective_scan
+    assert chosen(sample() | {"A": -torch.rand(3, 300)}) is not mamba_ssm_selective_scan
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,19 @@ def test_it_is_taken_while_nothing_is_hooked(installed):
 def test_named_for_what_it_cannot_do_it_raises(installed, more, edits, reason):
     with use_backend("mamba_ssm"), pytest.raises(BackendError, match=f"{reason}.*'torch'"):
         chosen(sample() | more, **edits)
+
+
+def test_on_a_gpu_triton_takes_what_it_cannot(monkeypatch):
+    monkeypatch.setattr(backends, "_installed", lambda module: True)
+    shapes = {name: tensor.shape for name, tensor in sample().items()}
+    with FakeTensorMode():  # tensors without memory, on whatever device they say
+        inputs = {name: torch.empty(shape, device="cuda") for name, shape in shapes.items()}
+        assert chosen(inputs) is mamba_ssm_selective_scan
+        triton_form = load("hooked_ssm.ops.triton.selective_scan:triton_selective_scan")
+        assert chosen(inputs, state=lambda tensor: None) is triton_form
+        assert chosen(inputs | {"initial": torch.zeros(2, 3, 4, device="cuda")}) is triton_form
+        conv = call_of("depthwise_conv", {"x": inputs["x"]})
+        assert implementation(conv) is load("hooked_ssm.ops.triton.depthwise_conv:triton_depthwise_conv")
 
 
 def test_without_a_gpu_it_is_not_taken():
