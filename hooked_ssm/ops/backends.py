@@ -184,7 +184,13 @@ def _numba(call: Call) -> str | None:
         return f"numba's are for the CPU, the tensors are on {call.device}"
     if call.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
         return f"numba has no {call.dtype}"
-    return "torch.compile cannot look into it" if torch.compiler.is_compiling() else None
+    plain = all(map(is_plain, call.inputs.values()))
+    return None if plain else "it needs tensors with memory, and torch.compile cannot look into it"
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether this is a tensor with memory of its own, and not one that is being traced."""
+    return type(tensor) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
 
 
 def _triton(call: Call) -> str | None:

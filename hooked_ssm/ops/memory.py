@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backends import call_of, implementation
+from .backends import call_of, implementation, is_plain
 
 LARGE = 2**22  # bytes, from which on NumPy asks for large pages
 KEPT = 2**28  # bytes
@@ -29,7 +29,7 @@ def empty(shape: Sequence[int], like: Tensor, order: Sequence[int] | None = None
         strides[dim] = step
         step *= shape[dim]
     size = math.prod(shape) * like.element_size()
-    if like.device.type != "cpu" or size < LARGE:
+    if like.device.type != "cpu" or size < LARGE or not is_plain(like):
         return like.new_empty_strided(tuple(shape), tuple(strides))
     memory = torch.from_numpy(np.asarray(_Block(size)))
     # Not a view, which autograd would not let anybody write into.
@@ -40,16 +40,19 @@ class _Block:
     """Bytes that go back to the free ones when nothing refers to them any more."""
 
     def __init__(self, size: int):
-        unused = _free.get(size)
-        self.bytes = unused.pop() if unused else np.empty(size, np.uint8)
+        try:
+            self.bytes = _free[size].pop()
+        except (KeyError, IndexError):
+            self.bytes = np.empty(size, np.uint8)
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
         return self.bytes.__array_interface__
 
-    def __del__(self) -> None:
-        if sum(size * len(blocks) for size, blocks in list(_free.items())) + self.bytes.size <= KEPT:
-            _free.setdefault(self.bytes.size, []).append(self.bytes)
+    def __del__(self, free: dict[int, list[np.ndarray]] = _free) -> None:
+        held = sum(size * len(blocks) for size, blocks in list(free.items()))
+        if held + self.bytes.size <= (KEPT or 0):  # None while the interpreter ends
+            free.setdefault(self.bytes.size, []).append(self.bytes)
 
 
 def give_back() -> None:
