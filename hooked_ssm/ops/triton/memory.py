@@ -79,7 +79,7 @@ class Sizes:
         self.tile, self.dtype = tile_of(chunk, LONGEST_CHUNK), accumulator(*inputs)
         self.corrected = inputs.beta is not None  # the delta rule
         self.width_k = tile_of(self.d_key, MOST_KEYS if self.corrected else TILE)
-        self.width_v = tile_of(self.d_value, WIDTH if self.width_k < MOST_KEYS else WIDTH // 2)
+        self.width_v = tile_of(self.d_value, WIDTH if self.width_k <= TILE else WIDTH // 2)
         self.tile_k, self.tile_v = tile_of(self.d_key, TILE), tile_of(self.d_value, TILE)
         self.precision = precision(self.dtype, inputs.v)
 

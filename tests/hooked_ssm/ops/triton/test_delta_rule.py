@@ -29,9 +29,9 @@ def compare(inputs, tolerance=1e-12, dtype=torch.float64, **kwargs):
     assert_close(results(triton_delta_rule, given, **kwargs), wanted, tolerance)
 
 
-@pytest.mark.parametrize("decay", [False, True], ids=["kept", "decaying"])
-@pytest.mark.parametrize("initial", [False, True], ids=["zero", "initial"])
-@pytest.mark.parametrize("pos", [1, 7])
+@pytest.mark.parametrize(
+    ("pos", "initial", "decay"), [(1, False, False), (1, True, True), (7, False, True), (7, True, False)]
+)
 def test_outputs_and_every_gradient_are_the_references(pos, initial, decay):
     compare(sample(pos, heads=2, groups=2, beta=True, decay=decay, initial=initial), chunk=4)
 
