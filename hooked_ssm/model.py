@@ -301,7 +301,7 @@ class HookedSSM(HookedRoot, Text, Generation):
             weights are copied.
         dtype: that of the checkpoint by default, but at least float32.
         revision, cache_dir, local_files_only: as in `huggingface_hub`.
-        tokenizer: instead of the one beside the weights, if there is one.
+        tokenizer: instead of the one beside the weights, if there is one: itself, or its name or folder.
         options: n_ctx, n_heads (of mixers without heads: into how many groups their channels go),
             default_prepend_bos, model_name of the config.
 

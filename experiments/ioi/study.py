@@ -3,7 +3,7 @@
 Where is the name of the indirect object, position by position and layer by layer; which tap of which layer's
 convolution moves it on; and does the recurrent state hold it so that it can be replaced there?
 
-MODEL is what `HookedSSM.from_pretrained` takes: a name on the Hugging Face Hub or a folder, with a tokenizer.
+MODEL is what `HookedSSM.from_pretrained` takes: a name on the Hugging Face Hub or a folder.
 Tables (CSV), heat maps (PNG) and report.html are written into DIR, each in one step. Tables that are there
 are kept: a study that was cut off goes on.
 """
@@ -37,6 +37,9 @@ class Study:
     """
 
     model: str
+    revision: str | None = None
+    tokenizer: str | None = None
+    dtype: str = "float32"
     patterns: tuple[str, ...] = ("ABB", "BAB")
     corruption: str = "answer"
     docs: int = 8
@@ -146,8 +149,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("docs", "names", "averaged", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
     parser.add_argument("--revision", help="of the checkpoint")
+    parser.add_argument("--tokenizer", help="name or folder, where there is none beside the weights")
     parser.add_argument("--local-files-only", action="store_true", help="download nothing")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16"))
+    parser.add_argument("--dtype", default=defaults.dtype, choices=("float32", "float64", "bfloat16"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="by default as many as torch likes")
     return parser.parse_args(arguments)
@@ -160,15 +164,18 @@ def run(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     study = Study(
         model=args.model,
+        revision=args.revision,
+        tokenizer=args.tokenizer,
+        dtype=args.dtype,
         patterns=tuple(args.patterns),
         corruption=args.corruption,
         **{name: getattr(args, name) for name in ("docs", "names", "averaged", "seed")},
     )
-    options: dict[str, Any] = {"revision": args.revision, "local_files_only": args.local_files_only}
-    options |= {"dtype": getattr(torch, args.dtype), "device": args.device}
+    options: dict[str, Any] = {"revision": study.revision, "local_files_only": args.local_files_only}
+    options |= {"tokenizer": study.tokenizer, "dtype": getattr(torch, study.dtype), "device": args.device}
     model = HookedSSM.from_pretrained(args.model, **options)
     if model.tokenizer is None:
-        raise ValueError(f"{args.model!r} has no tokenizer beside its weights: the study is of words.")
+        raise ValueError(f"{args.model!r} has no tokenizer beside its weights: name one with --tokenizer.")
     console = Console()
     page = run_study(model, study, args.out, console)
     console.print(f"Report: {page.resolve()}", soft_wrap=True, markup=False, highlight=False)

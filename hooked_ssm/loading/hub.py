@@ -1,7 +1,7 @@
 """Files of a checkpoint: in a folder, or from the Hugging Face Hub through its cache."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,16 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tok
 
 @dataclass(frozen=True)
 class Repository:
-    """A folder, or a name on the Hub with the options of `huggingface_hub`."""
+    """A folder, or a name on the Hub with the options of `huggingface_hub`.
+
+    Without a network, or with HF_HUB_OFFLINE set, what is in the cache is enough.
+    """
 
     name: str
     revision: str | None = None
     cache_dir: str | Path | None = None
     local_files_only: bool = False
+    unreached: list[str] = field(default_factory=list, init=False)  # why files may be missing: no network
 
     @property
     def folder(self) -> Path | None:
@@ -55,8 +59,17 @@ class Repository:
     def need(self, name: str) -> Path:
         path = self.file(name)
         if path is None:
-            raise FileNotFoundError(f"no {name} in {self.place}.")
+            raise self.missing(name)
         return path
+
+    def missing(self, what: str) -> OSError:
+        """The error for a file that is not there, or that may be where the network does not reach."""
+        if self.unreached:
+            return OSError(
+                f"no {what} in the local cache of {self.name!r}; it is no folder, and the Hugging Face Hub "
+                f"was not reached: {self.unreached[0]}"
+            )
+        return FileNotFoundError(f"no {what} in {self.place}.")
 
     @property
     def place(self) -> str:
@@ -75,7 +88,7 @@ class Repository:
             index = self.file(f"{whole}.index.json")
             if index is not None:
                 return [self.need(shard) for shard in shards(index)]
-        raise FileNotFoundError(f"no {SAFETENSORS} or {PICKLED}, whole or in shards, in {self.place}.")
+        raise self.missing(f"{SAFETENSORS} or {PICKLED}, whole or in shards,")
 
     def tokenizer(self) -> Any:
         """The tokenizer beside the weights, if there is one.
@@ -101,11 +114,9 @@ class Repository:
         try:
             return download()
         except LocalEntryNotFoundError as error:
-            if self.local_files_only:
-                return None
-            raise OSError(
-                f"{self.name!r} is no folder, and the Hugging Face Hub was not reached: {error}"
-            ) from error
+            if not self.local_files_only:
+                self.unreached.append(" ".join(str(error).split()))
+            return None
         except RevisionNotFoundError as error:
             raise FileNotFoundError(f"{self.name!r} has no revision {self.revision!r}.") from error
         except EntryNotFoundError:

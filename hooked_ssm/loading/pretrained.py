@@ -34,6 +34,11 @@ def from_pretrained(
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating point dtype, got {dtype}.")
     device = "cpu" if device is None else str(device)
+    if isinstance(tokenizer, str | Path):
+        beside = Repository(str(tokenizer), cache_dir=cache_dir, local_files_only=local_files_only)
+        tokenizer = beside.tokenizer()
+        if tokenizer is None:
+            raise beside.missing("tokenizer")
     if isinstance(source, nn.Module):
         weights = LiveModel(source)
         values = config_of(source)

@@ -8,6 +8,8 @@ D_VOCAB, N_CTX = 11, 12
 
 
 def config(kind: str, **options) -> HookedSSMConfig:
+    if kind == "rotary":  # as in GPT-NeoX
+        kind, options = "attention", {"rotary_dim": 2, "parallel_attn_mlp": True} | options
     sizes = {"d_model": 8, "d_vocab": D_VOCAB, "n_ctx": N_CTX, "n_heads": 2, "device": "cpu", "seed": 0}
     return zoo.PRESETS[kind](**(sizes | options))
 

@@ -23,7 +23,7 @@ def out_sum(result, writer):
     return total
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "mamba2", "based", "h3", "hyena", "gla"])
+@pytest.mark.parametrize("kind", [*KINDS, "rotary", "mamba2", "based", "h3", "hyena", "gla"])
 @pytest.mark.parametrize("graph", ["residual", "mixer"])
 def test_edges_out_of_a_node_sum_to_its_score(kind, graph):
     case = case_of(kind)

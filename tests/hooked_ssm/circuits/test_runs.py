@@ -8,7 +8,7 @@ from .naive_circuit import naive_logits
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64; sums in another order
 KINDS = ["attention", "mamba", "delta_net", "based", "hybrid", "gated_delta_net", "mamba2", "h3", "hyena"]
-KINDS += ["gla", "base_conv"]
+KINDS += ["gla", "base_conv", "rotary"]
 
 
 def logits_of(case, tokens):

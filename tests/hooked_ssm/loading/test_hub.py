@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import (
@@ -85,6 +86,25 @@ def test_the_cache_is_enough_offline(tmp_path):
             HookedSSM.from_pretrained("somebody/mamba", **options)
 
 
+def test_without_a_network_the_cache_is_enough(tmp_path, monkeypatch):
+    """Whole weights are asked for before those in shards, and are not there: that is no error."""
+    repository = tmp_path / "models--somebody--mamba"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot = repository / "snapshots" / ("0" * 40)
+    random_model("mamba").save_pretrained(snapshot, max_shard_size="8KB")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    ours, tokens = HookedSSM.from_pretrained("somebody/mamba", cache_dir=tmp_path), torch.randint(29, (2, 9))
+    assert torch.equal(ours(tokens), HookedSSM.from_pretrained(random_model("mamba"))(tokens))
+    assert ours.tokenizer is None
+    for path in snapshot.glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(OSError, match="no model-.* in the local cache of 'somebody/mamba'.* not reached"):
+        HookedSSM.from_pretrained("somebody/mamba", cache_dir=tmp_path)
+    with pytest.raises(OSError, match="no config.json in the local cache of 'some/other'.* not reached"):
+        HookedSSM.from_pretrained("some/other", cache_dir=tmp_path)
+
+
 def test_an_unsupported_architecture_is_refused_before_its_weights_are_downloaded(asked, tmp_path):
     (tmp_path / "hub" / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="'llama' is not supported"):
@@ -104,7 +124,7 @@ def test_an_unsupported_architecture_is_refused_before_its_weights_are_downloade
         (
             LocalEntryNotFoundError,
             OSError,
-            "'no/model' is no folder, and the Hugging Face Hub was not reached",
+            "no config.json in the local cache of 'no/model'; it is no folder, and .* not reached: a reason",
         ),
         (HfHubHTTPError, OSError, "'no/model' could not be downloaded: a reason"),
     ],

@@ -42,6 +42,16 @@ def test_there_need_not_be_one(tmp_path, tokenizer):
     assert HookedSSM.from_pretrained(random_model("mamba"), tokenizer=tokenizer).tokenizer is tokenizer
 
 
+def test_it_can_be_named(tmp_path, tokenizer):
+    random_model("mamba").save_pretrained(tmp_path / "weights")
+    tokenizer.save_pretrained(tmp_path / "words")
+    for name in (tmp_path / "words", str(tmp_path / "words")):
+        model = HookedSSM.from_pretrained(tmp_path / "weights", tokenizer=name)
+        assert model.to_tokens("the cat").tolist() == [[0, 1, 2]]
+    with pytest.raises(FileNotFoundError, match="no tokenizer in the folder .*weights"):
+        HookedSSM.from_pretrained(random_model("mamba"), tokenizer=tmp_path / "weights")
+
+
 def test_a_missing_pad_or_bos_token_is_the_end_of_text_token(tokenizer, tmp_path):
     """As in TransformerLens."""
     tokenizer.bos_token = tokenizer.pad_token = None

@@ -38,7 +38,7 @@ def hooks_with_positions(model) -> list[str]:
     return [name for name in table.name if name.startswith("blocks.0.")]
 
 
-@pytest.mark.parametrize("kind", list(zoo.PRESETS))
+@pytest.mark.parametrize("kind", [*zoo.PRESETS, "rotary"])
 def test_every_hook_of_every_architecture_can_be_swept(kind):
     case, places = case_of(kind), [3]
     cells = pd.DataFrame({"pos": places})
