@@ -14,7 +14,7 @@ INSTALLED := .venv/.installed
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint pytest format demo clean distclean
+.PHONY: help install test lint pytest format demo docs clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -37,6 +37,10 @@ format: $(INSTALLED) ## rewrite the sources in the project's style
 
 demo: $(INSTALLED) ## train and examine a small model; ARGS="--help"
 	$(BIN)/hooked-ssm demo $(ARGS)
+
+docs: $(INSTALLED) ## build the documentation site, build/site/index.html
+	$(BIN)/python -m sphinx -qW --keep-going -c docs -d build/doctrees . build/site
+	@echo "Open build/site/index.html"
 
 clean: ## remove caches and build artefacts, not .venv, not runs/
 	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis

@@ -18,6 +18,7 @@ from transformer_lens.utilities.slice import Slice
 
 from hooked_ssm.cache import HookedCache
 from hooked_ssm.hooks import Hook
+from hooked_ssm.ops.state_edit import StateEdit
 
 BLOCK_ALIASES = {"hook_mixer_out": "hook_attn_out"}
 
@@ -129,7 +130,11 @@ class HookedRoot(HookedRootModule):
         cache: dict | None = None,
         pos_slice: Any = None,
     ) -> tuple[dict, list, list]:
-        """As TransformerLens's; a filter may also be a tuple or set. The cache has the names asked for."""
+        """As TransformerLens's; a filter may also be a tuple or set. The cache has the names asked for.
+
+        Where other hooks edit what is cached, it holds what they leave. Of states that is what they set, with
+        the others as they were: the states that grow out of them are what the run goes on with.
+        """
         cache = {} if cache is None else cache
         cut = Slice.unwrap(pos_slice)
         if names_filter is None:
@@ -141,7 +146,8 @@ class HookedRoot(HookedRootModule):
             for name in names:
                 self._check_fires(name)
 
-        def save(tensor: Tensor, hook: Hook, key: str) -> None:
+        def save(tensor: Tensor | StateEdit, hook: Hook, key: str) -> None:
+            tensor = tensor.states if isinstance(tensor, StateEdit) else tensor
             if remove_batch_dim and len(tensor) != 1:
                 raise ValueError(f"remove_batch_dim is for one document, got a batch of {len(tensor)}.")
             tensor = cut.apply(tensor.detach(), dim=hook.pos_dim).to(device)

@@ -278,6 +278,15 @@ def test_the_matrix_and_the_state_say_the_same_of_linear_recurrences(kind):
     torch.testing.assert_close(*edited, **CLOSE)
 
 
+def test_a_cache_of_an_edited_run_holds_what_was_set():
+    model, tokens = scattered("mamba"), documents()
+    name = "blocks.0.mixer.hook_ssm_state"
+    with torch.no_grad(), model.hooks(fwd_hooks=ablate_states(model, positions=[3], layers=[0])):
+        _, cache = model.run_with_cache(tokens)
+    assert (cache[name][:, 3] == 0).all()
+    assert torch.equal(cache[name][:, :3], states_of(model, tokens, 0)[:, :3])
+
+
 def test_mistakes_are_refused():
     model, tokens = scattered("hybrid"), documents()  # Mamba, attention
     for positions in ([LENGTH], [-1], [], torch.tensor([0, 0, LENGTH])):

@@ -1,0 +1,53 @@
+"""Run tutorials from top to bottom and store them with their outputs: python tutorials/execute.py [name ...]
+
+A name may be a part of the file's, such as "3". Without names: all of them.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from tqdm.auto import tqdm
+
+FOLDER = Path(__file__).parent
+QUIET = "ignore:IProgress not found"  # tqdm's advice on progress bars that are not shown
+
+
+def execute(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(path.parent)}}).execute()
+    notebook.metadata["language_info"] = {"name": "python"}  # no version: it would differ on every machine
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+        cell.metadata.pop("execution", None)  # times
+        if cell.cell_type == "code":
+            cell.outputs = merged(cell.outputs)
+    nbformat.write(notebook, path)
+
+
+def merged(outputs: list) -> list:
+    """The outputs, with what was printed piece by piece in one."""
+    found: list = []
+    for output in outputs:
+        last = found[-1] if found else None
+        if last and output.output_type == last.output_type == "stream" and output.name == last.name:
+            last.text += output.text
+        else:
+            found.append(output)
+    return found
+
+
+def main(names: list[str]) -> None:
+    os.environ["PYTHONWARNINGS"] = QUIET  # inherited by the kernel
+    paths = sorted(FOLDER.glob("*.ipynb"))
+    chosen = [path for path in paths if not names or any(name in path.stem for name in names)]
+    if not chosen:
+        raise SystemExit(f"no tutorial is called {' or '.join(names)}; there are {[p.stem for p in paths]}.")
+    for path in tqdm(chosen, desc="tutorials"):
+        execute(path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
