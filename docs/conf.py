@@ -24,6 +24,7 @@ include_patterns = [
     "docs/**.md",
     "tutorials/*.ipynb",
     "experiments/**/README.md",
+    "README.md",
     "CHANGELOG.md",
 ]
 exclude_patterns = [".venv", ".git", "build", "dist", "runs", "**/node_modules", "**/__pycache__"]

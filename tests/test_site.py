@@ -1,4 +1,4 @@
-"""The documentation site builds without a warning, names all that is public, and fetches nothing to be read."""
+"""The documentation site builds without a warning, names all that is public, and fetches nothing."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""Every tutorial runs from top to bottom, with the solutions of its exercises, and draws what it is stored with."""
+"""Every tutorial runs from top to bottom, with the solutions of its exercises, and draws what is stored."""
 
 import re
 from pathlib import Path

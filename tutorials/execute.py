@@ -3,7 +3,6 @@
 A name may be a part of the file's, such as "3". Without names: all of them.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from nbclient import NotebookClient
 from tqdm.auto import tqdm
 
 FOLDER = Path(__file__).parent
-QUIET = "ignore:IProgress not found"  # tqdm's advice on progress bars that are not shown
 
 
 def execute(path: Path) -> None:
@@ -28,11 +26,13 @@ def execute(path: Path) -> None:
 
 
 def merged(outputs: list) -> list:
-    """The outputs, with what was printed piece by piece in one."""
+    """The outputs, with what was printed piece by piece in one, and without stderr (progress bars)."""
     found: list = []
     for output in outputs:
+        if output.get("name") == "stderr":
+            continue
         last = found[-1] if found else None
-        if last and output.output_type == last.output_type == "stream" and output.name == last.name:
+        if last and output.output_type == last.output_type == "stream":
             last.text += output.text
         else:
             found.append(output)
@@ -40,7 +40,6 @@ def merged(outputs: list) -> list:
 
 
 def main(names: list[str]) -> None:
-    os.environ["PYTHONWARNINGS"] = QUIET  # inherited by the kernel
     paths = sorted(FOLDER.glob("*.ipynb"))
     chosen = [path for path in paths if not names or any(name in path.stem for name in names)]
     if not chosen:
