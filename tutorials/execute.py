@@ -26,11 +26,13 @@ def execute(path: Path) -> None:
 
 
 def merged(outputs: list) -> list:
-    """The outputs, with what was printed piece by piece in one, and without stderr (progress bars)."""
+    """The outputs: what was printed in one piece, no stderr (progress bars), of pictures the PNG alone."""
     found: list = []
     for output in outputs:
         if output.get("name") == "stderr":
             continue
+        if "image/png" in output.get("data", {}):
+            output.data = {kind: output.data[kind] for kind in ("image/png", "text/plain")}
         last = found[-1] if found else None
         if last and output.output_type == last.output_type == "stream":
             last.text += output.text
