@@ -16,7 +16,7 @@ every_tutorial = pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: pat
 
 
 def shown(notebook: nbformat.NotebookNode) -> list[set[str]]:
-    """What kinds of output each code cell has: "stream", "image/png", ... (of pictures, that alone is stored)"""
+    """What kinds of output each code cell has: "stream", "image/png", ... (of a picture, that alone)"""
     kinds = []
     for cell in notebook.cells:
         if cell.cell_type == "code":

@@ -4,10 +4,13 @@ A name may be a part of the file's, such as "3". Without names: all of them.
 """
 
 import sys
+from base64 import b64decode, b64encode
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 from tqdm.auto import tqdm
 
 FOLDER = Path(__file__).parent
@@ -26,19 +29,28 @@ def execute(path: Path) -> None:
 
 
 def merged(outputs: list) -> list:
-    """The outputs: what was printed in one piece, no stderr (progress bars), of pictures the PNG alone."""
+    """The outputs: what was printed in one piece, no stderr (progress bars), of a picture a small PNG."""
     found: list = []
     for output in outputs:
         if output.get("name") == "stderr":
             continue
         if "image/png" in output.get("data", {}):
-            output.data = {kind: output.data[kind] for kind in ("image/png", "text/plain")}
+            data = {"image/png": smaller(output.data["image/png"]), "text/plain": output.data["text/plain"]}
+            output.data = data
         last = found[-1] if found else None
         if last and output.output_type == last.output_type == "stream":
             last.text += output.text
         else:
             found.append(output)
     return found
+
+
+def smaller(png: str) -> str:
+    """The picture in 128 colours. In base 64, as notebooks have it."""
+    buffer = BytesIO()
+    picture = Image.open(BytesIO(b64decode(png))).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    picture.save(buffer, format="PNG", optimize=True)
+    return b64encode(buffer.getvalue()).decode()
 
 
 def main(names: list[str]) -> None:
