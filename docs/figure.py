@@ -23,7 +23,7 @@ ROWS = {
 }
 TITLES = {
     "attention": "Attention, {:.1%} right: block 0 stores the key\nat the value, for block 1 to find",
-    "mamba": "Mamba, {:.1%} right: block 1's convolution joins\nkey and value, two tokens on, inside one layer",
+    "mamba": "Mamba, {:.1%} right: block 1's convolution joins\nkey and value, two tokens on, in one layer",
 }
 
 

@@ -34,7 +34,7 @@ def test_tutorial_runs(path):
     solutions = [code for cell in notebook.cells for code in SOLUTION.findall(cell.source)]
     assert solutions, "it has no exercise"
     notebook.cells += [nbformat.v4.new_code_cell(code) for code in solutions]
-    NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
     notebook.cells = notebook.cells[:cells]
     assert shown(notebook) == stored, f"run python tutorials/execute.py {path.stem}"
 

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent
 
 def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
     notebook.metadata["language_info"] = {"name": "python"}  # no version: it would differ on every machine
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
