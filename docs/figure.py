@@ -22,8 +22,8 @@ ROWS = {
     },
 }
 TITLES = {
-    "attention": "Attention, {:.1%} right: block 0 stores the key\nat the value, for block 1 to find",
-    "mamba": "Mamba, {:.1%} right: block 1's convolution joins\nkey and value, two tokens on, in one layer",
+    "attention": "Attention, {:.1%} right: block 0 stores the key at the value",
+    "mamba": "Mamba, {:.1%} right: block 1's convolution joins key and value",
 }
 
 
@@ -34,8 +34,8 @@ def draw() -> Picture:
     corrupted = task.corrupt(docs, "key", generator=3)
     where = {name: docs.positions[name] for name in ("key", "value", "query")}
     where |= {f"value+{n}": where["value"] + n for n in (1, 2)}
-    figure = Picture(figsize=(10.6, 3.1), layout="constrained")
-    panels = figure.subplots(1, 2, width_ratios=[1, 1])
+    figure = Picture(figsize=(6.4, 4.9), layout="constrained")
+    panels = figure.subplots(2, 1, height_ratios=[2, 4])
     for panel, (name, rows) in zip(panels, ROWS.items(), strict=True):
         model = HookedSSM.load(ROOT / "tutorials/models" / name)
         with torch.no_grad():
