@@ -28,8 +28,9 @@ import pandas as pd
 
 from hooked_ssm.plotting import fixed
 
+NOT_LEARNED = "not learned"
 MECHANISMS = (
-    "not learned",
+    NOT_LEARNED,
     "induction across layers",
     "induction inside one layer",
     "direct retrieval",
@@ -59,9 +60,9 @@ def mechanism(accuracy: float, rivals: dict[str, float], gap: float, table: pd.D
     """
     best = max(rivals, key=lambda name: rivals[name])
     if accuracy < rivals[best] + MARGIN:
-        return Mechanism("not learned", f"accuracy {accuracy:.1%}, heuristic {best} {rivals[best]:.1%}")
+        return Mechanism(NOT_LEARNED, f"accuracy {accuracy:.1%}, heuristic {best} {rivals[best]:.1%}")
     if gap < MARGIN:
-        return Mechanism("not learned", f"corrupting the key costs only {gap:.3f} of probability")
+        return Mechanism(NOT_LEARNED, f"corrupting the key costs only {gap:.3f} of probability")
 
     cells = table.set_index(["hook", "position"])
     inputs = [hook for hook in cells.index.unique("hook") if hook.endswith("hook_resid_pre")]

@@ -12,6 +12,7 @@ from experiments.claims.definition import Check, Claim, verdict
 from experiments.claims.figures import Chart
 from experiments.claims.recipes import Cell
 from experiments.claims.selection import conditions
+from experiments.mechanism import NOT_LEARNED
 from experiments.sweeps.naming import essentials
 from experiments.sweeps.tables import Tables
 from hooked_ssm.plotting import fixed
@@ -140,7 +141,7 @@ def attrib(name: str) -> Callable[[Row], str]:
     """Attrib with its interval and place, where they are known; nothing where nothing is learned."""
 
     def shown(row: Row) -> str:
-        if not present(row, name) or row["mechanism"] == "not learned":
+        if not present(row, name) or row["mechanism"] == NOT_LEARNED:
             return "-"
         text = fixed(row[name], 2)
         if present(row, f"{name}_low"):

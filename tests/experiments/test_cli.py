@@ -243,3 +243,24 @@ def test_the_process_ends_with_code_two_and_one_line(tmp_path):
     assert done.stderr == (
         f"error: no config.json in {tmp_path / 'none'}: not the folder of a run, or not a finished one.\n"
     )
+
+
+def test_a_report_is_of_the_runs_that_are_named(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "experiments.claims.html.tables_of", lambda claims, runs, kept: asked.append((runs, kept))
+    )
+    monkeypatch.setattr("experiments.claims.html.write_page", lambda claims, tables, out: out / "report.html")
+    output = invoke("report", str(tmp_path / "runs"), "--out", str(tmp_path / "page"), "--no-kept")
+    invoke("report")
+    assert asked == [(tmp_path / "runs", False), (Path("runs/sweeps"), True)]
+    assert f"Report: {tmp_path / 'page' / 'report.html'}\n" in output
+
+
+def test_a_sweep_refuses_what_is_no_claim_and_a_logger_that_is_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert refused(monkeypatch, capsys, "sweep", str(tmp_path)).startswith("no claim.py in")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    claim = str(Path(cli.__file__).parent / "ar_depth")
+    assert "pip install wandb" in refused(monkeypatch, capsys, "sweep", claim, "--log", "wandb")
+    assert not list(tmp_path.iterdir())

@@ -45,6 +45,7 @@ def test_a_config_of_an_unknown_field_is_refused():
         ({"weight_decay": -0.1}, "weight_decay must not be negative, got -0.1"),
         ({"warmup": 1.0}, r"warmup is a share of the steps in \[0, 1\), got 1.0"),
         ({"warmup": -0.1}, "warmup is a share"),
+        ({"decay": "stepwise"}, "decay must be one of cosine, linear, got 'stepwise'"),
         ({"stop_at_accuracy": 99.0}, "stop_at_accuracy is a share of the documents, got 99.0"),
         ({"model": model(d_vocab=14)}, "the model has d_vocab=14, the task needs 15"),
         ({"eval_task": replace(TASK, n_keys=7)}, "the model has d_vocab=15, the task needs 16"),

@@ -84,6 +84,12 @@ def test_the_learning_rate_rises_linearly_then_falls_as_a_cosine():
     assert max(factors) == 1.0 and all(a > b for a, b in pairwise(factors[10:]))
 
 
+def test_the_learning_rate_may_fall_linearly():
+    factors = [schedule(step, 100, 0.1, "linear") for step in range(101)]
+    assert factors[:11] == [schedule(step, 100, 0.1) for step in range(11)]
+    assert factors[10:] == pytest.approx([(100 - step) / 90 for step in range(10, 101)], abs=1e-15)
+
+
 @pytest.mark.parametrize("preset", ["attention", "mamba", "hybrid"])
 @pytest.mark.parametrize("task", [TASK, MANY_QUERIES, replace(MANY_QUERIES, query="value")])
 def test_the_loss_and_its_gradient_are_those_of_all_logits(preset, task):

@@ -78,6 +78,24 @@ def test_some_runs_are_used_though_others_are_missing():
     assert found["runs"] == 2 and found["lr"] == 1e-3 and found["accuracy"] == pytest.approx(0.45)
 
 
+def test_of_rates_with_fewer_seeds_none_is_chosen():
+    best = {(1e-3, 0): (0.99, 0.99), (1e-2, 0): (0.6, 0.5), (1e-2, 1): (0.6, 0.5)}
+    found = row(lambda one: best.get((one.config.lr, one.config.seed)))
+    assert found["lr"] == 1e-2 and found["accuracy"] == 0.5
+    assert found["published_lr"] == 1e-3, "the paper has one seed"
+
+
+def test_attributions_of_a_seed_that_learned_nothing_are_left_out():
+    made = tables(GRID, lambda one: FOUND[one.config.lr, one.config.seed], attribs={"value": 0.8})
+    chosen = [one.name for one in GRID if one.config.lr == 1e-2]
+    nothing = made.runs.run == chosen[1]
+    made.runs.loc[nothing, "mechanism"] = "not learned"
+    made.attributions.loc[made.attributions.run == chosen[1], ["attrib", "low", "high"]] = -7.0
+    (found,) = conditions(GRID, made).to_dict("records")
+    assert found["value"] == pytest.approx(0.8) and found["value_low"] == pytest.approx(0.7)
+    assert found["mechanism"] == "mixed (1), not learned (1)" and found["seeds"] == 2
+
+
 def test_the_interval_is_wide_where_seeds_differ_and_that_of_the_documents_where_not():
     low, high = bootstrap(np.array([0.5, 0.5]), np.array([1000, 1000]))
     exact = 1.96 * np.sqrt(0.25 / 2000)
