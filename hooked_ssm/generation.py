@@ -35,12 +35,13 @@ class Generation:
         with its special tokens.
         """
         options = {"temperature": temperature, "top_k": top_k, "stop_at": stop_at, "generator": generator}
-        groups = self._by_length(input) if isinstance(input, list) else []
+        texts = isinstance(input, list) and all(isinstance(text, str) for text in input)
+        groups = self._by_length(input) if texts else []
         if len(groups) > 1:
             continued = [""] * len(input)
             for rows in groups:
-                texts = self.generate([input[row] for row in rows], max_new_tokens, **options)
-                for row, text in zip(rows, texts, strict=True):
+                some = self.generate([input[row] for row in rows], max_new_tokens, **options)
+                for row, text in zip(rows, some, strict=True):
                     continued[row] = text
             return continued
         tokens = self._check_tokens(input)
@@ -56,8 +57,8 @@ class Generation:
             logits, state = self.step(following[:, None], state, torch.zeros_like(last))
         if isinstance(input, Tensor):
             return tokens
-        texts = self.to_string(tokens)
-        return texts[0] if isinstance(input, str) else texts
+        continued = self.to_string(tokens)
+        return continued[0] if isinstance(input, str) else continued
 
     def _by_length(self, texts: list[str]) -> list[list[int]]:
         """The texts' numbers, grouped by how many tokens they have, the fewest first."""

@@ -27,7 +27,7 @@ def _dot(first, last, rows, columns, y):
     for i in range(first, last):
         column = columns[i]
         for r in range(len(rows)):
-            row, total = rows[r], rows[r, 0] * 0
+            row, total = rows[r], y.dtype.type(0)
             for j in range(len(column)):
                 total += column[j] * row[j]
             y[r, i] = total

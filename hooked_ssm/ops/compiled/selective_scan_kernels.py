@@ -81,7 +81,7 @@ def backward(first, last, x, dt, A, B, C, starts, gy, lam, gx, gdt, gA, gB, gC):
     decay = np.empty((CHUNK, n_states, most), x.dtype)
     h = np.empty((CHUNK + 1, n_states, most), x.dtype)
     B_row, C_row = np.empty(most, x.dtype), np.empty(most, x.dtype)
-    zero = gA[0, 0, 0] * 0
+    zero = x.dtype.type(0)
     for part in range(first, last):
         b, tile = part // tiles, part % tiles
         begin = tile * BACKWARD_TILE

@@ -126,7 +126,7 @@ def test_a_mamba_whose_heads_are_groups_of_channels_says_why_it_has_no_pattern(s
     case = ssm_case
     with pytest.raises(ValueError, match=r"hook_pattern.*each of Mamba's channels.*n_heads=16"):
         case.measure([("blocks.0.attn.hook_pattern", lambda pattern, hook: None)])
-    with pytest.raises(KeyError, match="this cache does not hold"):
+    with pytest.raises(KeyError, match="each of Mamba's channels has a pattern of its own"):
         patching.get_act_patch_attn_head_pattern_all_pos(
             case.model, case.corrupted, case.clean_cache, case.metric
         )
