@@ -1,4 +1,4 @@
-"""Nothing is computed from what memory held before: torch fills new memory with NaN, and no number changes."""
+"""Nothing is computed from what memory held before: torch fills new memory with NaN, and no number is lost."""
 
 import pytest
 import torch
