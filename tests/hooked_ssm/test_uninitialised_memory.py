@@ -1,4 +1,4 @@
-"""Nothing is computed from what memory held before: torch fills new memory with NaN, and no number is lost."""
+"""Nothing is computed from what memory held before: torch fills new memory with NaN here."""
 
 import pytest
 import torch
