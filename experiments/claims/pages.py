@@ -33,12 +33,14 @@ class Measured:
     cells: list[Cell]
     table: pd.DataFrame
     checks: Sequence[Check]
+    seeds: list[int]  # of the runs that are there
 
     @classmethod
     def of(cls, claim: Claim, size: str, tables: Tables) -> "Measured":
         cells = claim.cells(size)
-        table = conditions(cells, tables)
-        return cls(claim, size, cells, table, claim.checks(table))
+        table, there = conditions(cells, tables), set(tables.runs.run)
+        seeds = sorted({cell.config.seed for cell in cells if cell.name in there})
+        return cls(claim, size, cells, table, claim.checks(table), seeds)
 
     @property
     def runs(self) -> tuple[int, int]:
@@ -56,10 +58,6 @@ class Measured:
     def figures(self) -> list[Chart]:
         """Those on which there is something to see."""
         return [chart for chart in self.claim.figures(self.table) if not chart.empty]
-
-    @property
-    def seeds(self) -> list[int]:
-        return sorted({one.config.seed for one in self.cells})
 
 
 def measured(claim: Claim, tables: dict[str, Tables]) -> dict[str, Measured]:
