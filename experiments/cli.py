@@ -267,7 +267,7 @@ def main() -> None:
     """The command line. What the user got wrong is one line on standard error, and exit code 2."""
     try:
         app(standalone_mode=True)
-    except (ValueError, TypeError, OSError, KeyError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError, OSError, KeyError, ModuleNotFoundError, FloatingPointError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         line = " ".join(str(message).split())
         Console(stderr=True).print(f"[red]error:[/red] {escape(line)}", highlight=False, soft_wrap=True)

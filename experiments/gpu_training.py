@@ -31,6 +31,7 @@ from experiments.runs import ADAMW, Run, TrainConfig
 from experiments.training import (
     FRESH_BLOCK,
     TEST_SEED_OFFSET,
+    FiniteLosses,
     TrainingDocuments,
     evaluate,
     progress_bar,
@@ -119,7 +120,8 @@ class Trainer:
 
 
 class Training:
-    """One run, step by step; evaluated, logged and saved when `training.train` would."""
+    """One run, step by step; evaluated, logged and saved when `training.train` would. A loss that is not
+    finite is found when it is next evaluated."""
 
     def __init__(self, cfg: TrainConfig, run: Run, device: torch.device):
         self.cfg, self.run = cfg, run
@@ -132,6 +134,7 @@ class Training:
         self.test = cfg.test_task.sample(cfg.n_test, generator=cfg.seed + TEST_SEED_OFFSET, split="test")
         tested = run.metrics()
         self.record: dict[str, Any] = tested.iloc[-1].to_dict() if len(tested) else {}
+        self.losses = FiniteLosses(cfg, self.record)
 
     def advance(self) -> bool:
         """One step, unless nothing is left to do; whether that was so."""
@@ -144,6 +147,8 @@ class Training:
         if last or step.number % cfg.eval_every == 0:
             with step.on_stream():
                 numbers = {"loss": step.loss.item(), **evaluate(step.model, self.test)}
+            for what, name in (("loss", "loss"), ("test loss", "test_loss")):
+                self.losses.check(what, step.number, numbers[name])
             self.record = {"step": step.number, **numbers, "seconds": self.seconds}
             run.log(self.record)
         if last or step.number % cfg.checkpoint_every == 0 or solved(cfg, self.record):

@@ -33,7 +33,7 @@ def train(
 
     watch: called with the record of each evaluation, as it is logged.
     Raises OSError if the folder cannot be written, ValueError if it holds a run of another config or a
-    broken checkpoint.
+    broken checkpoint, FloatingPointError if a loss is not finite: what was reached before stays there.
     """
     run = Run(folder)
     run.start(cfg)
@@ -49,6 +49,7 @@ def train(
     started = time.perf_counter()
     tested = run.metrics()
     record: dict[str, Any] = tested.iloc[-1].to_dict() if len(tested) else {}
+    losses = FiniteLosses(cfg, record)
 
     with progress_bar(disable=not progress) as bar:
         name = f"{cfg.model.mixer_list[-1].name} d={cfg.model.d_model}"
@@ -57,6 +58,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = cfg.lr * schedule(step, cfg.steps, cfg.warmup, cfg.decay)
             loss = supervised_loss(model, documents.batch(step))
+            losses.check("loss", step + 1, loss.item())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -66,6 +68,7 @@ def train(
             if last or step % cfg.eval_every == 0:
                 seconds = seconds_before + time.perf_counter() - started
                 record = {"step": step, "loss": loss.item(), **evaluate(model, test), "seconds": seconds}
+                losses.check("test loss", step, record["test_loss"])
                 run.log(record)
                 if watch is not None:
                     watch(record)
@@ -76,6 +79,23 @@ def train(
 
     run.finish(model, summary(cfg, record, test))
     return run
+
+
+class FiniteLosses:
+    """Ends a training that has diverged. last: the last record of the run that is gone on with, or {}."""
+
+    def __init__(self, cfg: TrainConfig, last: dict[str, Any]):
+        self.cfg = cfg
+        self.seen = f"{last['loss']:.4g} at step {last['step']:.0f}" if "loss" in last else "none"
+
+    def check(self, what: str, step: int, loss: float) -> None:
+        """Raises FloatingPointError for a loss that is not finite."""
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"training has diverged: the {what} is {loss} at step {step} of {self.cfg.steps} (peak rate "
+                f"{self.cfg.lr:g}); the last finite loss: {self.seen}. A smaller lr may help."
+            )
+        self.seen = f"{loss:.4g} at step {step}"
 
 
 def solved(cfg: TrainConfig, record: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ def checks(table) -> list[Check]:
             best(where(table, architecture=("Attention", "Based"))),
             "accuracy",
             lambda accuracy: accuracy >= SUCCEEDS,
+            published="100 % from width 32 on, and at most 99.06 % (section 5.1)",
             percent=True,
         ),
         every(
@@ -22,6 +23,7 @@ def checks(table) -> list[Check]:
             best(where(table, architecture=("Mamba", "DeltaNet"))),
             "accuracy",
             lambda accuracy: accuracy >= COMES_CLOSE,
+            published="at most 91.25 % (section 5.1) and 100 % (authors' repository)",
             percent=True,
         ),
         every(
@@ -29,6 +31,7 @@ def checks(table) -> list[Check]:
             best(where(table, architecture=("H3", "Hyena"))),
             "accuracy",
             lambda accuracy: accuracy < FAILS,
+            published="at most 2.50 % and 29.69 % (authors' repository)",
             percent=True,
         ),
     ]
@@ -43,5 +46,8 @@ CLAIM = Claim(
     checks=checks,
     figures=lambda table: [by_width(table, "accuracy", "accuracy")],
     columns="accuracy published_accuracy paper_accuracy heuristic rate steps seeds runs".split(),
+    published="Accuracy on the 320 documents that chose the rate, of one seed. The paper gives the best of "
+    "Attention, Based and Mamba (section 5.1), the authors' repository all, as its notebook printed them. "
+    "The paper says 32 pairs; its configuration, which is followed here, has 32 words, 16 pairs.",
     folder=Path(__file__).parent,
 )

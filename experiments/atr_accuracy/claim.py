@@ -10,13 +10,20 @@ from experiments.claims.figures import by_width
 from experiments.claims.grids import treecall
 from experiments.mechanism import MARGIN
 
-ENOUGH = 0.9
+ENOUGH = 0.8  # the least published number of those that succeed is 80.94 %
+PUBLISHED = {
+    "L_max 5, 20 words": "Attention 96.25 % at width 256 (appendix D.2); Mamba at no width below another "
+    "(section 5.2)",
+    "L_max 5, 8192 words": "Attention slightly above Mamba up to width 64 (section 5.2)",
+    "L_max 10, 20 words": "Mamba 92.19 %, Attention 80.94 % at width 256 (section 5.2)",
+}
 GOOD = ("Attention", "Based", "Mamba")
 
 
 def checks(table: pd.DataFrame) -> list[Check]:
     found = []
     for setting in table.setting.unique():
+        published = next((said for name, said in PUBLISHED.items() if setting.startswith(name)), "not found")
         here = where(table, setting=setting)
         succeeding = best(where(here, architecture=GOOD))
         if "accuracy" in succeeding:
@@ -27,6 +34,7 @@ def checks(table: pd.DataFrame) -> list[Check]:
                 succeeding,
                 "accuracy",
                 lambda accuracy: accuracy >= ENOUGH,
+                published=published,
                 percent=True,
                 missing=absent(here, *GOOD),
             ),
@@ -35,6 +43,7 @@ def checks(table: pd.DataFrame) -> list[Check]:
                 succeeding,
                 "above",
                 lambda above: above >= MARGIN,
+                published="not found: the paper compares with no simple rule",
                 missing=absent(here, *GOOD),
             ),
             every(
@@ -42,6 +51,8 @@ def checks(table: pd.DataFrame) -> list[Check]:
                 best(where(here, architecture=("H3", "Hyena"))),
                 "accuracy",
                 lambda accuracy: accuracy < ENOUGH,
+                published="not among those that succeed (abstract of versions 1 and 2); their numbers were "
+                "not found",
                 percent=True,
             ),
         ]
@@ -59,6 +70,8 @@ CLAIM = Claim(
         by_width(where(table, setting=setting), "accuracy", "accuracy", title=setting, levels="heuristic")
         for setting in table.setting.unique()
     ],
-    columns="accuracy published_accuracy heuristic rate steps seeds runs".split(),
+    columns="accuracy published_accuracy paper_accuracy heuristic rate steps seeds runs".split(),
+    published="The paper gives three numbers, and words (section 5.2 and appendix D.2); the rest is only "
+    "drawn (figure 4a): not found. No published run has DeltaNet's number in words or digits.",
     folder=Path(__file__).parent,
 )

@@ -61,18 +61,19 @@ def every(
     column: str,
     test: Callable[[float], bool],
     *,
+    published: str,
     percent: bool = False,
     missing: Sequence[str] = (),
 ) -> Check:
-    """Whether the column passes the test in every condition that has a number. missing: architectures that
-    the statement is about and the grid lacks."""
+    """Whether the column passes the test in every condition that has a number. published: see `Check`.
+    missing: architectures that the statement is about and the grid lacks."""
     if column not in table or table[column].isna().all():
-        return Check(statement, None)
+        return Check(statement, None, published=published)
     measured: Any = table[table[column].notna()]
     holds = all(bool(test(value)) for value in measured[column])
     found = [*ranges(measured, column, percent), *(f"{name} not tried" for name in missing)]
     evidence = f"{QUANTITIES[column]}: {'; '.join(found)}"
-    return Check(statement, holds, len(measured) == len(table) and not missing, evidence)
+    return Check(statement, holds, len(measured) == len(table) and not missing, evidence, published)
 
 
 def ranges(table: pd.DataFrame, column: str, percent: bool) -> list[str]:

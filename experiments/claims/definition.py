@@ -19,12 +19,14 @@ VERDICTS = ("reproduced", "partly", "not reproduced", "not yet run")
 @dataclass(frozen=True)
 class Check:
     """One statement of a claim. holds: in all that was measured; None where nothing was. complete: whether
-    all was measured that it is about."""
+    all was measured that it is about. published: what the paper or its code says of it, in our words, and
+    where; or that it was not found."""
 
     statement: str
     holds: bool | None
     complete: bool = True
     evidence: str = ""
+    published: str = ""
 
     @property
     def said(self) -> str:
@@ -37,8 +39,8 @@ class Check:
 class Claim:
     """number, title, statement: what the paper says. grid: its runs at a size. checks: from the table of
     conditions (`experiments.claims.selection.conditions`) at that size to what holds. figures: from the same
-    table to pictures. columns: of `experiments.claims.pages.COLUMNS`, what its table shows. folder: with
-    README.md and, where numbers were published, published.csv."""
+    table to pictures. columns: of `experiments.claims.pages.COLUMNS`, what its table shows. published: about
+    what was published, and what of it was not found. folder: with README.md and published.csv."""
 
     number: int
     title: str
@@ -47,6 +49,7 @@ class Claim:
     checks: Callable[[pd.DataFrame], Sequence[Check]]
     figures: Callable[[pd.DataFrame], Sequence[Any]]
     columns: Sequence[str]
+    published: str
     folder: Path
 
     @property

@@ -1,5 +1,6 @@
 """Grids that several claims look at: a claim about mechanism needs no runs beyond those about accuracy."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from experiments.atr_small import reproduce as atr_small
@@ -10,6 +11,7 @@ from experiments.claims.recipes import (
     PRESETS,
     Cell,
     cells,
+    model,
     paper,
     small,
     tiny,
@@ -28,6 +30,8 @@ SMALL_RATES = {
     "BaseConv": (3e-3, 1e-2),
 }
 PUBLISHED = [name for name in PRESETS if name != "DeltaNet"]  # whose sweeps are in the paper's code
+NO_CONVOLUTION = "Mamba without convolution"
+SMALL_TREES = "L_max 5, 20 words, at most 64 long"
 TREES = {
     "L_max 5, 20 words": "pcfg_easy",
     "L_max 5, 8192 words": "pcfg_easy_8192",
@@ -64,7 +68,7 @@ def treecall(size: str) -> list[Cell]:
             for one in cells(tiny(architecture, task), setting="tiny", architecture=architecture, width=8)
         ]
     if size == "small":
-        return small_treecall(("Attention", "Mamba"))
+        return small_treecall(("Attention", "Based", "Mamba", "DeltaNet", "H3", "Hyena"))
     found = []
     for setting, name in TREES.items():
         task = AssociativeTreecall.preset(name, test_share=0.0)
@@ -77,12 +81,19 @@ def treecall(size: str) -> list[Cell]:
     return found
 
 
-def small_treecall(models: tuple[str, ...]) -> list[Cell]:
-    """The runs of `experiments.atr_small`, and the same with other seeds."""
-    names = ("Attention", "Mamba", "Mamba without convolution")
-    configs: dict[str, TrainConfig] = dict(zip(names, atr_small.configs().values()))
-    found = []
-    for name in models:
-        runs = [replace(configs[name], seed=seed) for seed in (0, 1)]
-        found += cells(runs, setting="L_max 5, 20 words, at most 64 long", architecture=name, width=64)
-    return found
+def small_treecall(models: Sequence[str]) -> list[Cell]:
+    """One setting and one width of associative treecall."""
+    return [
+        one
+        for name in models
+        for one in cells(small_treecall_runs(name), setting=SMALL_TREES, architecture=name, width=64)
+    ]
+
+
+def small_treecall_runs(name: str, task: AssociativeTreecall = atr_small.TASK) -> list[TrainConfig]:
+    """One condition: trained as `experiments.atr_small` trains, which has two of these runs; two seeds."""
+    like = atr_small.configs()["mamba"]
+    options = {"d_conv": 0} if name == NO_CONVOLUTION else {}
+    net = model("Mamba" if options else name, task, 64, n_ctx=128, **options)
+    rate = 1e-3 if name == "Attention" else 3e-3
+    return [replace(like, task=task, model=net, lr=rate, seed=seed) for seed in (0, 1)]

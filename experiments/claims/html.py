@@ -18,9 +18,8 @@ from experiments.claims.pages import (
     described,
     kept_tables,
     measured,
-    published_beside,
-    published_numbers,
 )
+from experiments.claims.published import published_beside, published_numbers, published_rows
 from experiments.claims.recipes import SIZES
 from experiments.sweeps.tables import Tables, gather
 from hooked_ssm.saving import write_atomically
@@ -41,7 +40,10 @@ def write_page(claims: Sequence[Claim], tables: dict[str, Tables], folder: Path)
     sections = []
     for claim in claims:
         of_sizes = [found for found in measured(claim, tables).values() if found.runs[0]]
-        sections.append({"claim": claim, "sizes": [section(found) for found in of_sizes]})
+        published = published_rows(published_numbers(claim))
+        sections.append(
+            {"claim": claim, "sizes": [section(found) for found in of_sizes], "published": published}
+        )
         for found in of_sizes:
             for number, chart in enumerate(found.figures):
                 name = f"{claim.name}-{found.size}-{number + 1}.png"

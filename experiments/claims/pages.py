@@ -10,6 +10,7 @@ import pandas as pd
 from experiments.claims.checks import LABELS
 from experiments.claims.definition import Check, Claim, verdict
 from experiments.claims.figures import Chart
+from experiments.claims.published import published_beside, published_numbers, published_rows
 from experiments.claims.recipes import Cell
 from experiments.claims.selection import conditions
 from experiments.mechanism import NOT_LEARNED
@@ -81,6 +82,8 @@ def claim_block(claim: Claim, tables: dict[str, Tables]) -> str:
             parts.append(number_table(found) + "\n")
             names = figure_names(found)
             parts.append("".join(f"![{found.claim.title}, size {found.size}]({name})\n" for name in names))
+    rows = published_rows(published_numbers(claim))
+    parts.append(f"## Published\n\n{claim.published}\n\n{markdown(rows)}")
     return "\n".join(parts)
 
 
@@ -94,7 +97,8 @@ def command(claim: Claim) -> str:
 
 
 def said(check: Check) -> str:
-    return f"{check.statement}: **{check.said}**" + (f" ({check.evidence})" if check.evidence else "")
+    evidence = f" ({check.evidence})" if check.evidence else ""
+    return f"{check.statement}: **{check.said}**{evidence}. Published: {check.published}"
 
 
 def described(cells: Sequence[Cell]) -> str:
@@ -135,6 +139,15 @@ def percent(name: str) -> Callable[[Row], str]:
     return lambda row: f"{row[name]:.1%}" if present(row, name) else "-"
 
 
+def or_words(shown: Callable[[Row], str]) -> Callable[[Row], str]:
+    """What was published in words, where no number was."""
+    return lambda row: row.get("paper_says", "-") if (found := shown(row)) == "-" else found
+
+
+def number(name: str) -> Callable[[Row], str]:
+    return lambda row: fixed(row[name], 2) if present(row, name) else "-"
+
+
 def attrib(name: str) -> Callable[[Row], str]:
     """Attrib with its interval and place, where they are known; nothing where nothing is learned."""
 
@@ -159,14 +172,16 @@ def accuracy(row: Row) -> str:
 COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "accuracy": ("accuracy [95 %]", accuracy),
     "published_accuracy": ("by the paper's procedure", percent("published_accuracy")),
-    "paper_accuracy": ("published, full size", percent("paper_accuracy")),
+    "paper_accuracy": ("published, full size", or_words(percent("paper_accuracy"))),
+    "paper_dev_accuracy": ("published, pairs of training, full size", percent("paper_dev_accuracy")),
     "dev_accuracy": ("accuracy, pairs of training", percent("dev_accuracy")),
     "heuristic": ("best simple rule", percent("heuristic")),
     "key": ("@ key", attrib("key")),
     "value": ("@ value [95 %]", attrib("value")),
     "query": ("@ query", attrib("query")),
     "published_value": ("@ value, by the paper's procedure", attrib("published_value")),
-    "paper_value": ("@ value, published, full size", attrib("paper_value")),
+    "paper_value": ("@ value, published, full size", or_words(number("paper_value"))),
+    "paper_conv": ("convolution output, published, full size", number("paper_conv")),
     "conv": ("best convolution output", attrib("conv")),
     "tap": ("best tap that reaches the key", attrib("tap")),
     "other_tap": ("best other tap", attrib("other_tap")),
@@ -180,27 +195,6 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
 
 def present(row: Row, name: str) -> bool:
     return name in row and not pd.isna(row[name])
-
-
-def published_numbers(claim: Claim) -> Any:
-    """published.csv: label columns, then accuracy or value (Attrib @ Value), in percent, and source; None
-    where no numbers were published."""
-    path = claim.folder / "published.csv"
-    return pd.read_csv(path) if path.exists() else None
-
-
-def published_beside(published: Any, labels: Row) -> Row:
-    """The published numbers of the same labels, as shares: paper_accuracy, paper_value."""
-    if published is None:
-        return {}
-    for name, value in labels.items():
-        if name in published:
-            published = published[published[name] == value]
-    found = {}
-    for column in ("accuracy", "value"):
-        if column in published and len(published):
-            found[f"paper_{column}"] = published[column].iloc[0] / 100
-    return found
 
 
 def markdown(rows: Sequence[dict[str, str]]) -> str:
@@ -224,11 +218,13 @@ def summary_table(claims: Sequence[Claim], tables: dict[str, Tables]) -> str:
         small, paper = found["small"], found["paper"]
         there, asked = small.runs
         evidence = "; ".join(f"{check.evidence}" for check in small.checks if check.evidence)
+        published = "; ".join(dict.fromkeys(check.published for check in small.checks))
         rows.append(
             {
                 "claim": f"{claim.number}. [{claim.statement}](experiments/{claim.name}/README.md)",
                 "small": f"**{small.verdict}**",
                 "measured, small": evidence or "-",
+                "published, full size": published,
                 "runs, seeds": f"{there} of {asked}, seeds {listed(small.seeds)}" if there else "-",
                 "at the paper's size": f"{paper.verdict}, {paper.runs[0]} of {paper.runs[1]} runs",
             }

@@ -264,3 +264,16 @@ def test_a_sweep_refuses_what_is_no_claim_and_a_logger_that_is_not_there(tmp_pat
     claim = str(Path(cli.__file__).parent / "ar_depth")
     assert "pip install wandb" in refused(monkeypatch, capsys, "sweep", claim, "--log", "wandb")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_training_that_diverges_ends_with_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["hooked-ssm", "train", "attention", "--out", str(tmp_path), *SMALL.split(), "--lr", "1e30"],
+    )
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: training has diverged: the loss is nan at step ")

@@ -115,6 +115,14 @@ def test_several_at_a_time_do_not_touch_each_other(tmp_path):
         assert_same(ended[number].run, train(cfg, tmp_path / f"plain {number}", progress=False))
 
 
+def test_a_run_that_diverges_fails_when_it_is_next_evaluated(tmp_path):
+    runs = [(config(lr=1e30), tmp_path / "bad"), (config(), tmp_path / "good")]
+    bad, good = train_many(runs, device="cpu", progress=False)
+    assert isinstance(bad.error, FloatingPointError) and not bad.run.finished
+    assert "the loss is nan at step 5 of 12" in str(bad.error)
+    assert good.error is None and good.run.finished
+
+
 def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
     train(config(seed=3), tmp_path / "taken", progress=False)
     taken, fine = tmp_path / "taken", tmp_path / "fine"

@@ -1,6 +1,7 @@
 """Training: what is computed, and on which documents."""
 
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from experiments.runs import Run
 from experiments.training import (
     FRESH_BLOCK,
     TEST_SEED_OFFSET,
@@ -167,3 +169,42 @@ def test_training_documents_are_of_the_training_split():
             for row in rows
         }
         assert held and not held & {tuple(pair.tolist()) for pair in pairs.flatten(0, 1)}
+
+
+def first_loss_that_is_not_finite(cfg) -> tuple[int, list[float]]:
+    """Its step, and the losses before, by a loop that goes on to the end."""
+    torch.manual_seed(cfg.seed)
+    net = HookedSSM(cfg.model)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
+    docs, losses = TrainingDocuments(cfg), []
+    for step in range(cfg.steps):
+        optimizer.param_groups[0]["lr"] = cfg.lr * schedule(step, cfg.steps, cfg.warmup, cfg.decay)
+        losses.append((loss := supervised_loss(net, docs.batch(step))).item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    finite = [math.isfinite(loss) for loss in losses]
+    return finite.index(False) + 1, losses[: finite.index(False)]
+
+
+DIVERGES = config(lr=1e30)
+
+
+def test_training_ends_at_a_loss_that_is_not_finite(tmp_path):
+    """With one error: what, where, and the last loss that was. Gone on with, it ends so again."""
+    step, before = first_loss_that_is_not_finite(DIVERGES)
+    assert 1 < step < 12
+    said = (
+        f"the loss is nan at step {step} of 12 (peak rate 1e+30); the last finite loss: {before[-1]:.4g} at "
+    )
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match=re.escape(said + f"step {step - 1}.")):
+            train(DIVERGES, tmp_path, progress=False)
+        assert not Run(tmp_path).finished
+
+
+def test_a_last_step_that_breaks_the_weights_is_found_too(tmp_path):
+    """Its own loss is finite, and there is no other."""
+    with pytest.raises(FloatingPointError, match="the test loss is nan at step 1 of 1 .*finite loss: 2"):
+        train(replace(DIVERGES, steps=1, warmup=0.0), tmp_path, progress=False)
+    assert not Run(tmp_path).finished

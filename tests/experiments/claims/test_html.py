@@ -96,7 +96,11 @@ def test_the_page_has_verdicts_numbers_figures_and_every_run(page, made):
     assert ["8. " + FIRST[1].title, "-", "not yet run", "0"] in read.rows
     for check in found.checks:
         assert check.statement in read.text and check.evidence in read.text
-    rows = [row for row in read.rows if row[:2] in (["Mamba", "16"], ["Attention", "64"])]
+        assert f"Published: {check.published}" in read.text
+    assert FIRST[0].published in read.text
+    assert ["treecall", "Attention", "2", "256", "68.12 %", "95.62 %", "-", "paper, section 5.3"] in read.rows
+    measured = [row for row in read.rows if len(row) > 6]
+    rows = [row for row in measured if row[:2] in (["Mamba", "16"], ["Attention", "64"])]
     assert [(row[2][:5], row[3]) for row in rows] == [("90.0%", "95.0%"), ("65.0%", "70.0%")]
     runs = made["small"].runs
     assert len(read.figures) == len(found.figures) + 2 * len(runs)

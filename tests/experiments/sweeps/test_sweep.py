@@ -69,6 +69,18 @@ def test_a_failure_is_reported_and_stops_no_other_run(tmp_path, monkeypatch):
     assert not (tmp_path / bad.name / "error.txt").exists()
 
 
+def test_a_run_that_diverges_has_failed_and_stops_no_other(tmp_path):
+    """And is tried again the next time, to the same end."""
+    good, bad = Job(config(), docs=24), Job(config(lr=1e30), docs=24)
+    for _ in range(2):
+        console = wide()
+        outcome = sweep([bad, good], tmp_path, InThisProcess(tmp_path), console)
+        assert list(outcome.failed) == [bad.name] and good.name in outcome.done + outcome.kept
+        assert f"{bad.name}: failed: FloatingPointError: training has diverged" in console.export_text()
+        assert "the last finite loss" in (tmp_path / bad.name / "error.txt").read_text()
+        assert not len(gather(tmp_path, [bad.name]).runs), "it has no accuracy"
+
+
 def test_a_run_that_two_grids_ask_for_is_done_once(tmp_path):
     one = Job(config(), docs=24)
     outcome = sweep([one, Job(config(), docs=24)], tmp_path, InThisProcess(tmp_path), wide())
