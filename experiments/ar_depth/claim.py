@@ -70,6 +70,8 @@ CLAIM = Claim(
         "accuracy published_accuracy paper_accuracy heuristic value conv mechanism rate seeds runs"
     ).split(),
     published="Of one and three layers the paper gives two numbers and words (appendices D.2 and D.3); the "
-    "rest is only drawn (figures 8a and 9a): not found. Those of two layers are the first claim's.",
+    "rest is only drawn (figures 8a and 9a): not found. Those of two layers are the first claim's. The "
+    "authors' notebook (notebooks/Sweep.ipynb at 970dbe4) may print more of them: only its beginning was "
+    "read.",
     folder=Path(__file__).parent,
 )

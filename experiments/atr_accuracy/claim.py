@@ -72,6 +72,7 @@ CLAIM = Claim(
     ],
     columns="accuracy published_accuracy paper_accuracy heuristic rate steps seeds runs".split(),
     published="The paper gives three numbers, and words (section 5.2 and appendix D.2); the rest is only "
-    "drawn (figure 4a): not found. No published run has DeltaNet's number in words or digits.",
+    "drawn (figure 4a): not found. The authors' notebook (notebooks/Sweep.ipynb at 970dbe4) may print more "
+    "of them: only its beginning was read.",
     folder=Path(__file__).parent,
 )

@@ -68,7 +68,7 @@ def treecall(size: str) -> list[Cell]:
             for one in cells(tiny(architecture, task), setting="tiny", architecture=architecture, width=8)
         ]
     if size == "small":
-        return small_treecall(("Attention", "Based", "Mamba", "DeltaNet", "H3", "Hyena"))
+        return small_treecall(("Attention", "Based", "Mamba", "H3", "Hyena"))
     found = []
     for setting, name in TREES.items():
         task = AssociativeTreecall.preset(name, test_share=0.0)

@@ -12,14 +12,13 @@ from plotly.offline import get_plotlyjs
 from experiments.claims.definition import Claim
 from experiments.claims.figures import heat_map, training_curve
 from experiments.claims.pages import (
-    COLUMNS,
-    LABELS,
     Measured,
     described,
     kept_tables,
     measured,
+    number_rows,
 )
-from experiments.claims.published import published_beside, published_numbers, published_rows
+from experiments.claims.published import PLACES, published_numbers, published_rows
 from experiments.claims.recipes import SIZES
 from experiments.sweeps.tables import Tables, gather
 from hooked_ssm.saving import write_atomically
@@ -53,7 +52,7 @@ def write_page(claims: Sequence[Claim], tables: dict[str, Tables], folder: Path)
         loader=PackageLoader("experiments"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template("claims.html.j2").render(
-        sections=sections, runs=runs, plotly=Markup(get_plotlyjs())
+        sections=sections, runs=runs, places=PLACES, plotly=Markup(get_plotlyjs())
     )
     path = folder / "report.html"
     write_atomically(path, lambda file: file.write_text(page))
@@ -62,20 +61,10 @@ def write_page(claims: Sequence[Claim], tables: dict[str, Tables], folder: Path)
 
 def section(found: Measured) -> dict[str, Any]:
     """What the page says of a claim at one size."""
-    published, rows = published_numbers(found.claim), []
-    labels = [name for name in LABELS if name in found.table]
-    for row in found.table.to_dict("records"):
-        if row["runs"]:
-            named = {name: row[name] for name in labels}
-            row |= published_beside(published, named)
-            rows.append(
-                [str(value) for value in named.values()] + [COLUMNS[c][1](row) for c in found.claim.columns]
-            )
     return {
         "found": found,
         "described": described(found.cells),
-        "titles": labels + [COLUMNS[column][0] for column in found.claim.columns],
-        "rows": rows,
+        "rows": number_rows(found),
         "figures": [embedded(chart.plotly()) for chart in found.figures],
     }
 

@@ -10,7 +10,7 @@ import pandas as pd
 from experiments.claims.checks import LABELS
 from experiments.claims.definition import Check, Claim, verdict
 from experiments.claims.figures import Chart
-from experiments.claims.published import published_beside, published_numbers, published_rows
+from experiments.claims.published import PLACES, published_beside, published_numbers, published_rows
 from experiments.claims.recipes import Cell
 from experiments.claims.selection import conditions
 from experiments.mechanism import NOT_LEARNED
@@ -79,11 +79,11 @@ def claim_block(claim: Claim, tables: dict[str, Tables]) -> str:
         parts.append(f"{there} of {asked} runs. {described(found.cells)}\n")
         if there:
             parts.append("".join(f"- {said(check)}\n" for check in found.checks))
-            parts.append(number_table(found) + "\n")
+            parts.append(markdown(number_rows(found)) + "\n")
             names = figure_names(found)
             parts.append("".join(f"![{found.claim.title}, size {found.size}]({name})\n" for name in names))
     rows = published_rows(published_numbers(claim))
-    parts.append(f"## Published\n\n{claim.published}\n\n{markdown(rows)}")
+    parts.append(f"## Published\n\n{claim.published} {PLACES}\n\n{markdown(rows)}")
     return "\n".join(parts)
 
 
@@ -122,17 +122,30 @@ def listed(values: set | list) -> str:
     return ", ".join(f"{value:g}" for value in sorted(values))
 
 
-def number_table(found: Measured) -> str:
-    """A row a condition that has runs: its labels, and what the claim's columns show."""
+def number_rows(found: Measured) -> list[dict[str, str]]:
+    """A row a condition that has runs: its labels, and what the claim's columns show. What was published of
+    none of them has no column."""
     published = published_numbers(found.claim)
     rows = []
     for row in found.table.to_dict("records"):
         if row["runs"]:
             labels = {name: row[name] for name in LABELS if name in row}
             row |= published_beside(published, labels)
-            shown = {COLUMNS[name][0]: COLUMNS[name][1](row) for name in found.claim.columns}
+            shown = {name: COLUMNS[name][1](row) for name in found.claim.columns}
             rows.append({name: str(value) for name, value in labels.items()} | shown)
-    return markdown(rows)
+    empty = {
+        name
+        for name in found.claim.columns
+        if name.startswith("paper_") and all(row[name] == "-" for row in rows)
+    }
+    return [
+        {
+            COLUMNS[name][0] if name in COLUMNS else name: text
+            for name, text in row.items()
+            if name not in empty
+        }
+        for row in rows
+    ]
 
 
 def percent(name: str) -> Callable[[Row], str]:

@@ -1,8 +1,7 @@
 """What was published of a claim: published.csv in its folder, to be laid beside what is measured.
 
 Its columns: labels of conditions, a blank one for any; numbers in percent (`QUANTITIES`); says, in words
-where the paper gives no number; source, a place in the paper (arXiv:2505.15105) or in the authors' repository
-(github.com/aryamanarora/tinylang). Sections of the paper are those of its versions 1 and 2.
+where the paper gives no number; source, a place in the paper or in the authors' repository (`PLACES`).
 """
 
 from typing import Any
@@ -17,6 +16,10 @@ QUANTITIES = {
     "value": "Attrib @ Value",
     "conv": "Attrib of a convolution output",
 }
+PLACES = (
+    "The paper: arXiv:2505.15105, with the sections of its versions 1 and 2. The authors' repository: "
+    "github.com/aryamanarora/tinylang."
+)
 SAYS, SOURCE = "says", "source"
 
 

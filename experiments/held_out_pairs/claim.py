@@ -115,6 +115,7 @@ CLAIM = Claim(
         "accuracy dev_accuracy paper_accuracy paper_dev_accuracy heuristic mechanism rate seeds runs"
     ).split(),
     published="Three numbers, and words (section 5.3); the rest is only drawn (figure 5a): not found. Rates "
-    "were chosen on pairs of training (dev), as here.",
+    "were chosen on pairs of training (dev), as here. The authors' notebook (notebooks/Sweep.ipynb at "
+    "970dbe4) may print more of them: only its beginning was read.",
     folder=Path(__file__).parent,
 )
