@@ -1,11 +1,13 @@
 """Hook points that say what they carry."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from transformer_lens.hook_points import HookPoint
 
 from hooked_ssm.ops.at import At
@@ -50,6 +52,10 @@ class Hook(HookPoint):
         finally:
             self.positions = before
 
+    def __call__(self, x: Tensor) -> Any:
+        """At once where nothing would see it: a token that is generated passes hundreds of idle hooks."""
+        return super().__call__(x) if self.attached or _has_any_global_hook() else x
+
     def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         if self.positions is not None and self.attached and x.shape[self.pos_dim] != len(self.positions):
             raise ValueError(
@@ -63,3 +69,11 @@ class Hook(HookPoint):
         if not self.attached:
             return None
         return self if self.positions is None else At(self.positions, self)
+
+
+def idle(modules: Iterable[nn.Module | None]) -> bool:
+    """Whether nothing would see any of them run."""
+    for m in modules:
+        if m is not None and (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks):
+            return False
+    return not _has_any_global_hook()

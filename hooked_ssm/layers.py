@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from hooked_ssm.config import HookedSSMConfig
 from hooked_ssm.hooks import Hook
-from hooked_ssm.ops.memory import few_rows, matrix_product
+from hooked_ssm.ops.memory import few_rows, product_of_few_rows
+from hooked_ssm.ops.rms_norm import rms_norm
 
 # "gelu_new" is the approximation by tanh.
 ACTIVATIONS = {
@@ -24,7 +25,7 @@ ACTIVATIONS = {
 def linear(x: Float[Tensor, "*batch d_in"], layer: nn.Linear) -> Float[Tensor, "*batch d_out"]:
     """What the layer makes of x. For single tokens, without a graph, as fast as the weights can be read."""
     if few_rows(x, layer.weight):
-        return matrix_product(x, layer.weight.t(), layer.bias)
+        return product_of_few_rows(x, layer.weight.t(), layer.bias)
     return F.linear(x, layer.weight, layer.bias)
 
 
@@ -154,7 +155,7 @@ class RMSNorm(LayerNorm):
         self.register_buffer("b", torch.zeros(()), persistent=False)
 
     def normalize(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        return F.rms_norm(x, self.w.shape, self.w, self.eps)
+        return rms_norm(x, self.w, self.eps)
 
     def scale(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch one"]:
         return (x.square().mean(-1, keepdim=True) + self.eps).sqrt()

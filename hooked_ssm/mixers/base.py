@@ -2,9 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens import ActivationCache
@@ -30,6 +29,8 @@ class Mixer(nn.Module, ABC):
 
     # The hooks of the values and of the read that `effective_attention` takes them to.
     matrix_hooks: tuple[str, str] = ("hook_v", "hook_z")
+
+    has_b_O: ClassVar[bool] = True  # without, b_O is 0
 
     W_O: Tensor
     b_O: Tensor
@@ -79,8 +80,9 @@ class Mixer(nn.Module, ABC):
         """z W_O + b_O, through `hook_result` where results by head are asked for."""
         if self.cfg.use_attn_result:
             return self.hook_result(write_heads(z, self.W_O)).sum(2) + self.b_O
-        flat = rearrange(z, "batch pos head d_head -> (batch pos) (head d_head)")
-        return matrix_product(flat, self.W_O.flatten(0, 1), self.b_O).unflatten(0, z.shape[:2])
+        flat = z.flatten(2).flatten(0, 1)
+        bias = self.b_O if self.has_b_O else None
+        return matrix_product(flat, self.W_O.flatten(0, 1), bias).unflatten(0, z.shape[:2])
 
     def unavailable_hooks(self) -> dict[str, str]:
         """Hooks that cannot fire as things are set, each with what would make it fire."""

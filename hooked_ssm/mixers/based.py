@@ -54,6 +54,8 @@ class Based(AttentionFreeMixer):
     """Its state is the memory S and the sum z. An edit of `hook_ssm_state` is one of S alone, an edit of
     `hook_ssm_norm_state` one of z alone; both are carried forward."""
 
+    has_b_O = False
+
     def __init__(self, mixer_cfg: BasedConfig, cfg: HookedSSMConfig):
         super().__init__(cfg)
         self.mixer_cfg = mixer_cfg

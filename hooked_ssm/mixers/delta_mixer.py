@@ -77,6 +77,7 @@ class DeltaMixer(AttentionFreeMixer):
     """decays: whether the memory does, and `hook_ssm_decay` is there."""
 
     matrix_hooks = "hook_v", "hook_y"
+    has_b_O = False
     decays: ClassVar[bool]
     hook_ssm_decay: Hook
 

@@ -59,6 +59,7 @@ class GLAState(NamedTuple):
 
 class GLA(AttentionFreeMixer):
     matrix_hooks = "hook_v", "hook_y"
+    has_b_O = False
 
     def __init__(self, mixer_cfg: GLAConfig, cfg: HookedSSMConfig):
         super().__init__(cfg)

@@ -18,4 +18,4 @@ def project_heads(
 
 def head_weights(linear: nn.Linear, heads: int) -> Float[Tensor, "head d_head d_model"]:
     """The weight of an output projection by head: W_O."""
-    return rearrange(linear.weight, "d_model (head d) -> head d d_model", head=heads)
+    return linear.weight.t().unflatten(0, (heads, -1))

@@ -19,6 +19,7 @@ from hooked_ssm.hooks import Hook
 from hooked_ssm.layers import Linear
 from hooked_ssm.mixers.base import Activations, AttentionFreeMixer
 from hooked_ssm.mixers.channel_groups import check_groups, project_by_group, sum_groups
+from hooked_ssm.mixers.heads import head_weights
 from hooked_ssm.mixers.implicit_filter import SineFilter
 from hooked_ssm.mixers.long_conv import LongConv
 from hooked_ssm.mixers.short_conv import ShortConv
@@ -115,7 +116,7 @@ class Hyena(AttentionFreeMixer):
 
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        return rearrange(self.out_proj.weight, "d_model (head d) -> head d d_model", head=self.cfg.n_heads)
+        return head_weights(self.out_proj, self.cfg.n_heads)
 
     @property
     def b_O(self) -> Float[Tensor, " d_model"]:

@@ -22,12 +22,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_ssm.config import HookedSSMConfig, MixerConfig
-from hooked_ssm.hooks import Hook
+from hooked_ssm.hooks import Hook, idle
 from hooked_ssm.layers import Linear, linear
 from hooked_ssm.mixers.base import Activations, AttentionFreeMixer
+from hooked_ssm.mixers.heads import head_weights
 from hooked_ssm.mixers.short_conv import ShortConv
 from hooked_ssm.ops.causal_matrix import selective_scan_matrix
 from hooked_ssm.ops.linear_scan import linear_scan
+from hooked_ssm.ops.mamba_step import StepWeights, mamba_step
 from hooked_ssm.ops.selective_scan import selective_scan
 
 
@@ -75,6 +77,7 @@ class Mamba(AttentionFreeMixer):
     all of them, and q, k, v are C, B and the x that is written, by head."""
 
     matrix_hooks = "hook_x", "hook_y"
+    has_b_O = False
 
     def __init__(self, mixer_cfg: MambaConfig, cfg: HookedSSMConfig):
         super().__init__(cfg)
@@ -129,7 +132,7 @@ class Mamba(AttentionFreeMixer):
 
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        return rearrange(self.out_proj.weight, "d_model (head d) -> head d d_model", head=self.cfg.n_heads)
+        return head_weights(self.out_proj, self.cfg.n_heads)
 
     @property
     def b_O(self) -> Float[Tensor, " d_model"]:
@@ -186,6 +189,10 @@ class Mamba(AttentionFreeMixer):
         self, u: Float[Tensor, "batch pos d_model"], state: MambaState | None = None
     ) -> tuple[Float[Tensor, "batch pos d_model"], MambaState]:
         conv, ssm = (None, None) if state is None else state
+        if conv is not None and ssm is not None and self.steps(u):
+            eps = self.mixer_cfg.inner_norm_eps
+            out, conv, ssm = mamba_step(u[:, 0], self.step_weights, conv, ssm, eps)
+            return out.unsqueeze(1), MambaState(conv, ssm)
         x, gate, conv = self.ssm_input(u, conv)
         dt, B, C = self.selection(x)
         x, B, C = self.by_head(x, B, C)
@@ -204,13 +211,38 @@ class Mamba(AttentionFreeMixer):
             read = read + self.pattern_edit(x, dt, B, C, state)
         return self.gated_write(read + self.D * x, gate), MambaState(conv, ssm)
 
+    def steps(self, u: Float[Tensor, "batch pos d_model"]) -> bool:
+        """Whether u is a token that is generated, on a CPU, and nobody looks at what `mamba_step` skips."""
+        return (
+            u.shape[1] == 1
+            and u.device.type == "cpu"
+            and u.dtype in (torch.float32, torch.float64)
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and not self.cfg.use_attn_result
+            and type(self.in_proj) is type(self.x_proj) is type(self.out_proj) is Linear
+            and type(self.dt_proj) is DtProj
+            and type(self.conv1d) is ShortConv
+            and idle(self._modules.values())
+        )
+
+    @property
+    def step_weights(self) -> StepWeights:
+        conv, dt = self.conv1d, self.dt_proj
+        assert conv is not None and conv.bias is not None
+        return StepWeights(
+            *(self.in_proj.weight, conv.weight, conv.bias, self.x_proj.weight, dt.weight, dt.bias),
+            *(self.A_log, self.D, self.out_proj.weight),
+        )
+
     def gated_write(
         self, y: Float[Tensor, "batch pos d_inner"], gate: Float[Tensor, "batch pos d_inner"]
     ) -> Float[Tensor, "batch pos d_model"]:
         z = self.hook_y(y) * F.silu(gate)
-        return self.write(
-            self.hook_z(rearrange(z, "batch pos (head d) -> batch pos head d", head=self.cfg.n_heads))
-        )
+        return self.write(self.hook_z(self.by_group(z)))
+
+    def by_group(self, z: Float[Tensor, "batch pos d_inner"]) -> Float[Tensor, "batch pos head d_head"]:
+        return z.unflatten(-1, (self.cfg.n_heads, -1))
 
     def by_head(
         self, x: Float[Tensor, "batch pos d_inner"], B: Tensor, C: Tensor

@@ -31,6 +31,7 @@ from hooked_ssm.hooks import Hook
 from hooked_ssm.layers import Linear
 from hooked_ssm.mixers.base import Activations, AttentionFreeMixer
 from hooked_ssm.mixers.group_norm import GroupRMSNorm
+from hooked_ssm.mixers.heads import head_weights
 from hooked_ssm.mixers.short_conv import ShortConv
 from hooked_ssm.ops.decay_products import head_products
 from hooked_ssm.ops.linear_attention import explicit_states, linear_attention
@@ -97,6 +98,7 @@ class Mamba2(AttentionFreeMixer):
     head."""
 
     matrix_hooks = "hook_x", "hook_y"
+    has_b_O = False
 
     def __init__(self, mixer_cfg: Mamba2Config, cfg: HookedSSMConfig):
         super().__init__(cfg)
@@ -159,7 +161,7 @@ class Mamba2(AttentionFreeMixer):
 
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        return rearrange(self.out_proj.weight, "d_model (head d) -> head d d_model", head=self.cfg.n_heads)
+        return head_weights(self.out_proj, self.cfg.n_heads)
 
     @property
     def b_O(self) -> Float[Tensor, " d_model"]:

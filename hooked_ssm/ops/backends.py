@@ -108,6 +108,11 @@ def _asking(where: str) -> Callable[[Call], str | None]:
     return lambda call: load(where)(call)
 
 
+def _half_or_complex(call: Call) -> str | None:
+    dtypes = {tensor.dtype for tensor in call.inputs.values()} - {torch.float32, torch.float64}
+    return f"it has no {dtypes.pop()}" if dtypes else None
+
+
 MOST_KEYS = 256  # of the delta rule in Triton
 
 
@@ -132,6 +137,10 @@ IMPLEMENTATIONS: dict[str, list[Row]] = {
         Row("triton", f"{OPS}.triton.selective_scan:triton_selective_scan", auto=_on_cuda),
         Row("numba", f"{COMPILED}.selective_scan:numba_selective_scan"),
         Row("torch", f"{OPS}.selective_scan:torch_selective_scan"),
+    ],
+    "mamba_step": [
+        Row("numba", f"{COMPILED}.mamba_step:numba_mamba_step"),
+        Row("torch", f"{OPS}.mamba_step:torch_mamba_step"),
     ],
     "linear_scan": [
         Row("numba", f"{COMPILED}.linear_scan:NUMBA"),
@@ -162,11 +171,16 @@ IMPLEMENTATIONS: dict[str, list[Row]] = {
         Row("torch", f"{OPS}.delta_rule:torch_delta_rule"),
     ],
     "matrix_product": [
-        Row("numba", f"{COMPILED}.matrix_product:numba_matrix_product"),
+        Row("numba", f"{COMPILED}.matrix_product:numba_matrix_product", _half_or_complex),
         Row("torch", f"{OPS}.memory:torch_matrix_product"),
+    ],
+    "rms_norm": [
+        Row("numba", f"{COMPILED}.rms_norm:numba_rms_norm", _half_or_complex),
+        Row("torch", f"{OPS}.rms_norm:torch_rms_norm"),
     ],
     "depthwise_conv": [
         Row("triton", f"{OPS}.triton.depthwise_conv:triton_depthwise_conv", auto=_on_cuda),
+        Row("numba", f"{COMPILED}.depthwise_conv:numba_depthwise_conv"),
         Row("torch", f"{OPS}.depthwise_conv:torch_depthwise_conv"),
     ],
 }
@@ -184,13 +198,17 @@ def _numba(call: Call) -> str | None:
         return f"numba's are for the CPU, the tensors are on {call.device}"
     if call.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
         return f"numba has no {call.dtype}"
-    plain = all(map(is_plain, call.inputs.values()))
-    return None if plain else "it needs tensors with memory, and torch.compile cannot look into it"
+    if torch.compiler.is_compiling() or any(type(tensor) not in PLAIN for tensor in call.inputs.values()):
+        return "it needs tensors with memory, and torch.compile cannot look into it"
+    return None
+
+
+PLAIN = Tensor, torch.nn.Parameter
 
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether this is a tensor with memory of its own, and not one that is being traced."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+    return type(tensor) in PLAIN and not torch.compiler.is_compiling()
 
 
 def _triton(call: Call) -> str | None:
@@ -302,11 +320,11 @@ def load(where: str) -> Any:
 
 def common_dtype(tensors: Iterable[Tensor | None]) -> torch.dtype:
     """What tensors of these dtypes, or None, are computed in: at least float32."""
-    dtypes = (tensor.dtype for tensor in tensors if tensor is not None)
+    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
     return reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def in_one_dtype(*tensors: Tensor | None) -> list[Any]:
     """The tensors in the dtype that they are computed in, and None for None."""
     dtype = common_dtype(tensors)
-    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+    return [tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors]

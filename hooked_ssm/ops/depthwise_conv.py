@@ -19,10 +19,14 @@ def depthwise_conv(
 
 
 def torch_depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _DepthwiseConv.apply(x, weight[:, 0].t().contiguous(), bias)  # pyright: ignore[reportReturnType]
+    return ReferenceConv.apply(x, taps_first(weight), bias)  # pyright: ignore[reportReturnType]
 
 
-class _DepthwiseConv(torch.autograd.Function):
+def taps_first(weight: Float[Tensor, "channel 1 tap"]) -> Float[Tensor, "tap channel"]:
+    return weight[:, 0].t().contiguous()
+
+
+class ReferenceConv(torch.autograd.Function):
     """Sums in place, forward and backward; weights [tap, channel], the current token's last."""
 
     @staticmethod

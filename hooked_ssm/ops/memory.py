@@ -62,7 +62,7 @@ def give_back() -> None:
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
     """a * b."""
-    if _graph(a, b):
+    if builds_graph(a, b):
         return a * b
     return torch.mul(a, b, out=empty(torch.broadcast_shapes(a.shape, b.shape), a))
 
@@ -72,19 +72,25 @@ FEW_ROWS, LARGE_MATRIX = 4, 2**16
 
 def few_rows(a: Tensor, b: Tensor) -> bool:
     """Whether a product with a matrix is bound by how fast that is read, and no graph is built."""
-    rows = math.prod(a.shape[:-1])
-    alike = a.dtype == b.dtype and not torch.is_autocast_enabled(a.device.type)
-    return 1 <= rows <= FEW_ROWS and b.numel() >= LARGE_MATRIX and alike and not _graph(a, b)
+    if b.numel() < LARGE_MATRIX or not 1 <= a.numel() // (a.shape[-1] or 1) <= FEW_ROWS:
+        return False
+    return a.dtype == b.dtype and not builds_graph(a, b) and not torch.is_autocast_enabled(a.device.type)
 
 
 def matrix_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a b + bias, b a matrix."""
     if few_rows(a, b):
-        y = implementation(call_of("matrix_product", {"a": a, "b": b}))(a, b)
-    elif _graph(a, b) or a.dtype != b.dtype or torch.is_autocast_enabled(a.device.type):
+        return product_of_few_rows(a, b, bias)
+    if builds_graph(a, b) or a.dtype != b.dtype or torch.is_autocast_enabled(a.device.type):
         y = a @ b
     else:
         y = torch.matmul(a, b, out=empty((*a.shape[:-1], b.shape[-1]), a))
+    return y if bias is None else y + bias
+
+
+def product_of_few_rows(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a b + bias where `few_rows` says so."""
+    y = implementation(call_of("matrix_product", {"a": a, "b": b}))(a, b)
     return y if bias is None else y + bias
 
 
@@ -92,5 +98,5 @@ def torch_matrix_product(a: Tensor, b: Tensor) -> Tensor:
     return a @ b
 
 
-def _graph(*tensors: Tensor | None) -> bool:
+def builds_graph(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

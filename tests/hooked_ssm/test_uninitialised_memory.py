@@ -45,6 +45,17 @@ def test_compiled_scans_and_delta_rules(dtype, filled):
     assert all(tensor.grad.isfinite().all() for tensor in (x, dt, A, B, C, q, k, v, beta))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("preset", ["mamba", "mamba2", "gated_delta_net"])
+def test_generation(preset, filled):
+    model = HookedSSM(zoo.PRESETS[preset](d_model=16, n_layers=2, d_vocab=7, n_ctx=16, seed=0))
+    for documents in (1, 5):
+        _, state = model.step(torch.randint(7, (documents, 3)))
+        logits, state = model.step(torch.randint(7, (documents, 1)), state)
+        assert logits.isfinite().all()
+        assert all(part.isfinite().all() for layer in state.layers for part in layer)
+
+
 def test_products_into_memory_that_was_used_before(monkeypatch, filled):
     monkeypatch.setattr(memory, "LARGE", 1)
     monkeypatch.setattr(memory, "_free", {})

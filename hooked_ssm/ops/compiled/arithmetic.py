@@ -131,6 +131,65 @@ def _overload_exp(x):
     return (lambda x: exp32(x)) if x == types.float32 else (lambda x: exp64(x))
 
 
+# softplus(x) = max(x, 0) + log(1 + e), e = e^-|x| in (0, 1]; log(1 + e) = 2 artanh(s) = 2 (s + s^3 / 3 + ...)
+# with s = e / (2 + e), at most 1/3. The polynomial is in s^2, without its first term.
+
+_S3, _S5, _S7, _S9, _S11, _S13, _S15 = (_f(2 / k) for k in range(3, 16, 2))
+_TWO32, _TWENTY32 = _f(2), _f(20)
+
+
+@njit(error_model="numpy")
+@unchecked
+def softplus32(x):
+    e = exp32(-abs(x))
+    s = e / (_TWO32 + e)
+    q = s * s
+    p = _fma(_fma(_fma(_fma(_fma(_fma(_S15, q, _S13), q, _S11), q, _S9), q, _S7), q, _S5), q, _S3)
+    log = _fma(p * q, s, _TWO32 * s)
+    return x if x > _TWENTY32 else max(x, _ZERO32) + log
+
+
+_D3, _D5, _D7, _D9, _D11, _D13, _D15, _D17 = (2 / k for k in range(3, 18, 2))
+_D19, _D21, _D23, _D25, _D27, _D29, _D31 = (2 / k for k in range(19, 32, 2))
+
+
+@njit(error_model="numpy")
+@unchecked
+def softplus64(x):
+    e = exp64(-abs(x))
+    s = e / (2.0 + e)
+    q = s * s
+    p = _fma(_fma(_fma(_fma(_fma(_D31, q, _D29), q, _D27), q, _D25), q, _D23), q, _D21)
+    p = _fma(_fma(_fma(_fma(_fma(p, q, _D19), q, _D17), q, _D15), q, _D13), q, _D11)
+    p = _fma(_fma(_fma(_fma(p, q, _D9), q, _D7), q, _D5), q, _D3)
+    log = _fma(p * q, s, 2.0 * s)
+    return x if x > 20.0 else max(x, 0.0) + log
+
+
+def softplus(x: Any) -> Any:
+    """log(1 + e^x), to 2 units in the last place; above 20 x itself, as torch has it."""
+    raise NotImplementedError("this is for compiled code")
+
+
+@overload(softplus)
+@unchecked
+def _overload_softplus(x):
+    return (lambda x: softplus32(x)) if x == types.float32 else (lambda x: softplus64(x))
+
+
+def silu(x: Any) -> Any:
+    """x / (1 + e^-x)."""
+    raise NotImplementedError("this is for compiled code")
+
+
+@overload(silu)
+@unchecked
+def _overload_silu(x):
+    if x == types.float32:
+        return lambda x: x / (_ONE32 + exp32(-x))
+    return lambda x: x / (1.0 + exp64(-x))
+
+
 def conjugate(x: Any) -> Any:
     """x, or where it is complex its conjugate."""
     raise NotImplementedError("this is for compiled code")

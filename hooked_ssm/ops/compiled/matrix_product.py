@@ -2,35 +2,62 @@
 
 from torch import Tensor
 
+from .addresses import ZEROS, addresses, array
 from .arithmetic import REASSOCIATED, kernel
 from .threads import split
 
+STREAMS = 4  # columns, a quarter of the matrix apart, that are read together: one alone does not fill the bus
 BLOCK = 256  # columns that a part adds up together
 
 
 def numba_matrix_product(a: Tensor, b: Tensor) -> Tensor:
-    rows = a.detach().reshape(-1, a.shape[-1]).contiguous()
-    y = a.new_empty(len(rows), b.shape[1])
-    work = b.numel() * len(rows)
-    if b.t().is_contiguous():
-        by_column = b.detach().t().numpy()
-        split(_dot, len(by_column), work, rows.numpy(), by_column, y.numpy())
+    a, b = a.detach(), b.detach()
+    d_in, columns = b.shape
+    rows = a.reshape(-1, d_in)
+    y = a.new_empty((len(rows), columns))
+    by_column = b.t()
+    if by_column.is_contiguous():
+        multiply_rows(rows, by_column, y)
     else:
-        by_row = b.detach().contiguous().numpy()
-        split(_add, -(-b.shape[1] // BLOCK), work, rows.numpy(), by_row, y.numpy())
-    return y.reshape(*a.shape[:-1], b.shape[1])
+        arrays = (tensor.contiguous().numpy() for tensor in (rows, b, y))
+        split(_add, -(-columns // BLOCK), b.numel() * len(rows), *arrays)
+    return y.view(*a.shape[:-1], columns)
+
+
+def multiply_rows(rows: Tensor, columns: Tensor, y: Tensor) -> None:
+    """rows columns^T into y, all of one dtype."""
+    rows, columns = rows.contiguous(), columns.contiguous()
+    n, d_in = columns.shape
+    where = addresses(rows, columns, y)
+    split(_dot, -(-n // STREAMS), n * d_in * len(rows), ZEROS[y.dtype], len(rows), n, d_in, *where)
+
+
+@kernel
+def _dot(first, last, zero, n_rows, n_columns, d_in, rows_at, columns_at, y_at):
+    """Parts are those of `dot_columns`."""
+    rows, columns = array(rows_at, (n_rows, d_in), zero), array(columns_at, (n_columns, d_in), zero)
+    y = array(y_at, (n_rows, n_columns), zero)
+    for r in range(n_rows):
+        dot_columns(first, last, rows[r], columns, y[r])
 
 
 @kernel(fastmath=REASSOCIATED)
-def _dot(first, last, rows, columns, y):
-    """Parts are columns of the matrix, each of one piece in memory."""
-    for i in range(first, last):
-        column = columns[i]
-        for r in range(len(rows)):
-            row, total = rows[r], y.dtype.type(0)
-            for j in range(len(column)):
-                total += column[j] * row[j]
-            y[r, i] = total
+def dot_columns(first, last, row, columns, y):
+    """Part i is columns i, i + apart, ..., each of one piece in memory; those beyond the end are the last."""
+    end, size = columns.shape
+    apart = -(-end // STREAMS)
+    zero = y.dtype.type(0)
+    for i0 in range(first, last):
+        i1, i2, i3 = min(i0 + apart, end - 1), min(i0 + 2 * apart, end - 1), min(i0 + 3 * apart, end - 1)
+        c0, c1, c2, c3 = columns[i0], columns[i1], columns[i2], columns[i3]
+        t0, t1, t2, t3 = zero, zero, zero, zero
+        for j in range(size):
+            x = row[j]
+            t0 += c0[j] * x
+            t1 += c1[j] * x
+            t2 += c2[j] * x
+            t3 += c3[j] * x
+        y[i0], y[i1], y[i2], y[i3] = t0, t1, t2, t3
 
 
 @kernel(fastmath=REASSOCIATED)

@@ -12,9 +12,11 @@ import torch
 
 from hooked_ssm.layers import Linear
 from hooked_ssm.ops import compiled, linear_scan, memory, scan_with_edits, selective_scan, use_backend
-from hooked_ssm.ops.compiled import arithmetic, selective_scan_kernels, threads
-from hooked_ssm.ops.compiled.arithmetic import exp, kernel
+from hooked_ssm.ops.compiled import addresses, arithmetic, selective_scan_kernels, threads
+from hooked_ssm.ops.compiled.arithmetic import exp, kernel, silu, softplus
+from hooked_ssm.ops.depthwise_conv import depthwise_conv
 from hooked_ssm.ops.memory import LARGE, empty
+from hooked_ssm.ops.rms_norm import rms_norm
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-11}
 
@@ -45,6 +47,56 @@ def test_exp_at_zero_far_out_and_of_what_is_no_number(dtype):
     got = np.empty_like(x)
     exps(x, got)
     np.testing.assert_array_equal(got, np.array([1, 1, 0, 0, np.inf, np.inf, np.nan], dtype))
+
+
+@kernel
+def softpluses_and_silus(x, softpluses, silus):
+    for i in range(x.size):
+        softpluses[i], silus[i] = softplus(x[i]), silu(x[i])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_softplus_and_silu_are_within_some_units_in_the_last_place(dtype):
+    """Of numbers of 64 bits of mantissa; softplus is x itself above 20."""
+    x = np.concatenate([np.linspace(-80, 20, 100_001), [0.0, -0.0, 21.0, 300.0, -300.0]]).astype(dtype)
+    found = np.empty_like(x), np.empty_like(x)
+    softpluses_and_silus(x, *found)
+    wide = x.astype(np.longdouble)
+    exact = np.where(x > 20, wide, np.log1p(np.exp(wide))), wide / (1 + np.exp(-wide))
+    for got, want in zip(found, exact, strict=True):
+        smallest = np.finfo(dtype).tiny * 4
+        unit = np.maximum(np.spacing(np.abs(want).astype(dtype)), smallest)
+        assert (np.abs(got - want) <= 4 * unit).all()
+    special = np.array([-np.inf, np.inf, np.nan], dtype)
+    softpluses_and_silus(special, *(pair := (np.empty_like(special), np.empty_like(special))))
+    np.testing.assert_array_equal(pair[0], [0, np.inf, np.nan])
+
+
+@pytest.mark.parametrize("taps", [1, 4])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_short_convolution_is_pytorchs(graph, bias, taps):
+    x, weight = normal(2, 9, 5), normal(5, 1, taps, seed=1)
+    b = normal(5, seed=2) if bias else None
+    want = torch.nn.functional.conv1d(x.mT, weight, b, groups=5).mT
+    with use_backend("numba"), torch.set_grad_enabled(graph):
+        got = depthwise_conv(x.mT.contiguous().mT, weight, b)
+    torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13)
+    if graph:
+        wrt = [x, weight] + ([b] if bias else [])
+        for one, two in zip(*(torch.autograd.grad(y.square().sum(), wrt) for y in (got, want)), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_norm_of_a_few_rows_is_pytorchs(dtype):
+    x, weight = normal(1, 3, 50, dtype=dtype).detach(), normal(50, dtype=dtype, seed=1).detach()
+    want = torch.nn.functional.rms_norm(x.double(), (50,), weight.double(), 1e-3).to(dtype)
+    for name in ("numba", "torch"):
+        with use_backend(name):
+            torch.testing.assert_close(rms_norm(x, weight, 1e-3), want)
+            assert rms_norm(x, weight.requires_grad_(), 1e-3).requires_grad
+            weight.requires_grad_(False)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -158,13 +210,14 @@ def test_large_tensors_are_no_views_and_lie_in_the_order_asked_for(dtype):
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_few_rows_times_a_matrix(rows, transposed, dtype):
-    a, b = normal(rows, 1, 130, dtype=dtype).detach(), normal(130, 700, dtype=dtype, seed=1).detach()
+@pytest.mark.parametrize("columns", [700, 701, 703])
+def test_a_few_rows_times_a_matrix(columns, rows, transposed, dtype):
+    a, b = normal(rows, 1, 130, dtype=dtype).detach(), normal(130, columns, dtype=dtype, seed=1).detach()
     b = b.t().contiguous().t() if transposed else b
     assert memory.few_rows(a, b)
     with use_backend("numba"):
         got = memory.matrix_product(a, b)
-    assert got.shape == (rows, 1, 700)
+    assert got.shape == (rows, 1, columns)
     torch.testing.assert_close(got, (a.double() @ b.double()).to(dtype))
 
 
@@ -233,6 +286,9 @@ def test_where_no_folder_can_be_written_kernels_are_compiled_for_the_process(tmp
 
 
 def test_what_is_for_compiled_code_says_so():
-    for function, arguments in ((arithmetic.exp, (1.0,)), (arithmetic.fma, (1.0, 1.0, 1.0))):
+    for function, arguments in (
+        *((function, (1.0,)) for function in (arithmetic.exp, softplus, silu)),
+        *((arithmetic.fma, (1.0, 1.0, 1.0)), (addresses.array, (1, (1,), 1.0))),
+    ):
         with pytest.raises(NotImplementedError, match="compiled code"):
             function(*arguments)
