@@ -26,6 +26,7 @@ from hooked_ssm import HookedSSM
 
 LENGTH, D_VOCAB = 256, 50280
 NEW = 8  # tokens a turn of generation
+PROMPT, GENERATED = 16, 24  # tokens of a call of `generate`
 MIB = 2**20
 
 
@@ -67,6 +68,17 @@ def our_steps(ours: HookedSSM, tokens: torch.Tensor, state):
     return state
 
 
+def their_generation(theirs: MambaForCausalLM, prompt: torch.Tensor):
+    return theirs.generate(
+        prompt,  # pyright: ignore[reportArgumentType]
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=GENERATED,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+
+
 @torch.no_grad()
 def times(folder: str, rounds: int = 3) -> dict[str, float]:
     """Median CPU ms by call."""
@@ -75,13 +87,17 @@ def times(folder: str, rounds: int = 3) -> dict[str, float]:
     # Random layers amplify rounding: both are 0.004 from the float64 logits, which go up to 14.
     torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=0.0, atol=0.02)
     their_cache, our_state = theirs(tokens, use_cache=True).cache_params, ours.step(tokens)[1]
-    token = tokens[:, :1]
+    token, prompt = tokens[:, :1], tokens[:, :PROMPT]
+    for generated in (their_generation(theirs, prompt), ours.generate(prompt, GENERATED)):
+        assert generated.shape == (1, PROMPT + GENERATED)
     medians = cpu_ms(
         {
             "transformers forward": lambda: theirs(tokens, use_cache=False),
             "ours forward": lambda: ours(tokens),
             "transformers token": lambda: their_steps(theirs, token, their_cache),
             "ours token": lambda: our_steps(ours, token, our_state),
+            "transformers generate": lambda: their_generation(theirs, prompt),
+            "ours generate": lambda: ours.generate(prompt, GENERATED),
         },
         rounds=rounds,
     )
@@ -97,7 +113,8 @@ def times(folder: str, rounds: int = 3) -> dict[str, float]:
     for call in cached.values():
         assert sum(t.numel() for name, t in call().items() if all_states(name)) == 24 * LENGTH * 1536 * 16
     medians |= cpu_ms(cached, rounds=rounds)
-    return {name: ms / NEW if "token" in name else ms for name, ms in medians.items()}
+    a_call = {"token": NEW, "generate": GENERATED}
+    return {name: ms / a_call.get(name.split()[-1], 1) for name, ms in medians.items()}
 
 
 def resident(field: str) -> float:
@@ -164,9 +181,14 @@ def main() -> None:
         size = random_checkpoint(folder)
         ms = times(folder)
         table = Table("what", "ours", "theirs", "theirs / ours")
-        for what, theirs in (("forward", "transformers"), ("token", "transformers")):
-            a, b = ms[f"ours {what}"], ms[f"{theirs} {what}"]
-            table.add_row(f"{what}, ms (theirs: {theirs})", f"{a:.1f}", f"{b:.1f}", f"{b / a:.2f}")
+        rows = {
+            "forward": "forward",
+            "token": "token through the state",
+            "generate": f"generate, greedy, {GENERATED} tokens after {PROMPT}, a token",
+        }
+        for what, label in rows.items():
+            a, b = ms[f"ours {what}"], ms[f"transformers {what}"]
+            table.add_row(f"{label}, ms (theirs: transformers)", f"{a:.1f}", f"{b:.1f}", f"{b / a:.2f}")
         for what in ("all hooks", "states"):
             a, b = ms[f"ours {what}"], ms[f"TransformerLens {what}"]
             label = f"run_with_cache, {what} (theirs: TransformerLens)"

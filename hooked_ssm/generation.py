@@ -8,9 +8,11 @@ from torch import Tensor
 
 
 class Generation:
-    """Mixin for a model with `step`, `_check_tokens` and the methods of `Text`."""
+    """Mixin for a model with `step`, what it is made of, and the methods of `Text`."""
 
+    _advance: Any
     _check_tokens: Any
+    _logits: Any
     step: Any
     to_string: Any
     to_tokens: Any
@@ -47,14 +49,18 @@ class Generation:
         tokens = self._check_tokens(input)
         last = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
         logits, state = self.step(tokens, logit_positions=last)
-        for new in range(max_new_tokens):
+        new: list[Tensor] = []
+        while len(new) < max_new_tokens:
+            if new:  # tokens of our own need no check
+                resid, state = self._advance(new[-1][:, None], state)
+                logits = self._logits(resid, None)[:, 0]
             following = sample(logits, temperature, top_k, generator)
-            if stop_at is not None and new > 0:
-                following = torch.where(tokens[:, -1] == stop_at, tokens[:, -1], following)
-            tokens = torch.cat([tokens, following[:, None]], dim=1)
-            if new + 1 == max_new_tokens or (stop_at is not None and bool((following == stop_at).all())):
+            if stop_at is not None and new:
+                following = torch.where(new[-1] == stop_at, new[-1], following)
+            new.append(following)
+            if stop_at is not None and bool((following == stop_at).all()):
                 break
-            logits, state = self.step(following[:, None], state, torch.zeros_like(last))
+        tokens = torch.cat([tokens, *(token[:, None] for token in new)], dim=1)
         if isinstance(input, Tensor):
             return tokens
         continued = self.to_string(tokens)

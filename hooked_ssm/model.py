@@ -121,10 +121,16 @@ class HookedSSM(HookedRoot, Text, Generation):
                 "inputs split by head work on whole documents, not step by step: call "
                 "set_use_split_qkv_input(False) and set_use_attn_in(False) first."
             )
-        tokens = self._check_tokens(tokens)
+        resid, after = self._advance(self._check_tokens(tokens), state)
+        return self._logits(resid, logit_positions), after
+
+    def _advance(
+        self, tokens: Int[Tensor, "batch pos"], state: ModelState | None
+    ) -> tuple[Float[Tensor, "batch pos d_model"], ModelState]:
+        """The final residual stream at tokens, which follow `state`, and the state after them."""
         start = 0 if state is None else state.length
         resid, layers = self._through(self._embed(tokens, start), None if state is None else state.layers)
-        return self._logits(resid, logit_positions), ModelState(layers, start + tokens.shape[1])
+        return resid, ModelState(layers, start + tokens.shape[1])
 
     def _embed(self, tokens: Int[Tensor, "batch pos"], start: int) -> Float[Tensor, "batch pos d_model"]:
         resid = self.hook_embed(self.embed(tokens))
