@@ -154,7 +154,7 @@ class _Batch:
         p_clean, logit_clean = self.clean(clean, [(name, partial(keep, name=name)) for name in hooks])
         check_fired(hooks, wanted)
         base = BaseRun(self.model, corrupted, slots)
-        p_corrupted, logit_corrupted = self.read(base.logits(), self.answer)
+        p_corrupted, logit_corrupted = self.read(base.unembed(base.final()), self.answer)
         p_patched, logit_patched = (
             each.repeat(len(hooks), len(masks), 1) for each in (p_corrupted, logit_corrupted)
         )
@@ -169,7 +169,7 @@ class _Batch:
             for some in Patch(base, name, value, cells, current=current[name]).run():
                 cell, doc = some.cell, some.slot  # one slot a document
                 p_patched[number, cell, doc], logit_patched[number, cell, doc] = self.read(
-                    some.logits, self.answer[doc]
+                    base.unembed(some.final), self.answer[doc]
                 )
         return p_clean, p_corrupted, p_patched, logit_clean, logit_corrupted, logit_patched
 

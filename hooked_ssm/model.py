@@ -155,6 +155,10 @@ class HookedSSM(HookedRoot, Text, Generation):
                 final = final[positions]
             else:
                 final = final[torch.arange(len(final), device=final.device), positions]
+        return self.unembedded(final)
+
+    def unembedded(self, final: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+        """The logits of what the final norm gives."""
         return matrix_product(final, self.W_U)
 
     def _check_positions(self, positions: Tensor, shape: torch.Size) -> None:

@@ -35,6 +35,10 @@ class BaseRun:
     slots: mask [doc, pos] of the logits that are wanted. They are numbered in row order.
     whole: run whole documents only, as hooks want that index positions in a way of their own.
 
+    Runs end with `final` tensors [slot, d]: what `unembed` makes logits of. That is the residual stream after
+    the final norm, unless hooks may want to see what comes after it, or the model does not hand it out: then
+    it is the logits themselves.
+
     Only models that can start at a layer and unembed chosen positions are run in part. TransformerLens 4.3's
     bridges take `start_at_layer` too, but run every layer, the Mamba bridge all of them on the given residual
     stream: its logits are then wrong.
@@ -50,7 +54,9 @@ class BaseRun:
     ):
         self.model, self.tokens = model, tokens
         accepted = inspect.signature(model.forward).parameters
-        self.starts_late = {"logit_positions", "start_at_layer", "stop_at_layer"} <= set(accepted)
+        parts = {"logit_positions", "start_at_layer", "stop_at_layer"}
+        self.starts_late = parts <= set(accepted) and not module_hooks(model)
+        self.unembeds_late = self.starts_late and unembeds_late(model)
         self.whole = whole or not self.starts_late or has_hooks(model)
         wanted_at = slots.any(0).nonzero()
         # A causal model reads nothing after the last wanted logit.
@@ -99,11 +105,22 @@ class BaseRun:
         count = max(1, min(STARTS, self.stop, free_bytes(resid.device) // 8 // size))
         return sorted({self.stop * k // count for k in range(count)})
 
-    def logits(self) -> Float[Tensor, "slot d_vocab"]:
-        """The base run's own logits."""
+    def final(self) -> Float[Tensor, "slot d"]:
+        """Of the base run itself."""
         if not self.starts_late:
             return self.model.run_with_hooks(self.tokens, fwd_hooks=[])[self.slots]
-        return self._unembed(self.resid[-1][:, : self.stop], self.slots)
+        return self._final(self.resid[-1][:, : self.stop], self.slots)
+
+    def unembed(self, final: Float[Tensor, "*some d"]) -> Float[Tensor, "*some d_vocab"]:
+        """The logits."""
+        return self.model.unembedded(final) if self.unembeds_late else final
+
+    @property
+    def logits_a_run(self) -> int:
+        """How many a run of one document makes."""
+        if self.unembeds_late:
+            return 0
+        return int(self.slots.sum(1).max()) if self.starts_late else self.slots.shape[1]
 
     def activations(self, names: Sequence[str]) -> dict[str, Tensor]:
         """What these hooks, all of one layer, carry in the base run."""
@@ -153,17 +170,19 @@ class BaseRun:
         docs: Int[Tensor, " row"],
         start: int,
         wanted: Bool[Tensor, "row pos"],
-    ) -> Float[Tensor, "slot d_vocab"]:
-        """Logits of rows of documents under a hook, run from position `start` on, where `wanted`.
+    ) -> Float[Tensor, "slot d"]:
+        """Rows of documents under a hook, run from position `start` on, where `wanted`.
 
         `wanted` is for the positions from `start`, as is what the hook is given.
         """
         layer = self.start_layer(name)
+        tokens = self.tokens[docs, : self.stop]
+        if not self.starts_late:
+            return self.model.run_with_hooks(tokens, fwd_hooks=[(name, edit)])[wanted]
         if layer is None:
-            options = {"logit_positions": wanted} if self.starts_late else {}
-            tokens = self.tokens[docs, : self.stop]
-            logits = self.model.run_with_hooks(tokens, fwd_hooks=[(name, edit)], **options)
-            return logits if self.starts_late else logits[wanted]
+            layers = self.model.cfg.n_layers
+            resid = self.model.run_with_hooks(tokens, fwd_hooks=[(name, edit)], stop_at_layer=layers)
+            return self._final(resid, wanted)
         resid = self.resid[layer][docs, start : self.stop]
         if name.endswith(".hook_resid_post"):  # what the next layer starts with
             resid = edit(resid, self.model.hook_dict[name])
@@ -173,13 +192,16 @@ class BaseRun:
         at = self.starts.index(start)
         with attach:
             if start == 0:
-                return self.model(resid, start_at_layer=layer, logit_positions=wanted)
-            for block, states in zip(self.model.blocks[layer:], self.states[layer:], strict=True):
-                resid, _ = block.extend(resid, state_rows(states[at], docs))
-            return self._unembed(resid, wanted)
+                resid = self.model(resid, start_at_layer=layer, stop_at_layer=self.model.cfg.n_layers)
+            else:
+                for block, states in zip(self.model.blocks[layer:], self.states[layer:], strict=True):
+                    resid, _ = block.extend(resid, state_rows(states[at], docs))
+            return self._final(resid, wanted)
 
-    def _unembed(self, resid: Tensor, wanted: Tensor) -> Tensor:
-        return self.model(resid, start_at_layer=len(self.resid) - 1, logit_positions=wanted)
+    def _final(self, resid: Tensor, wanted: Tensor) -> Tensor:
+        if self.unembeds_late:
+            return self.model.ln_final(resid)[wanted]
+        return self.model(resid, start_at_layer=self.model.cfg.n_layers, logit_positions=wanted)
 
 
 def seconds(device: torch.device, call: Callable[[], Any]) -> float:
@@ -196,6 +218,18 @@ def seconds(device: torch.device, call: Callable[[], Any]) -> float:
 def has_hooks(model: Any) -> bool:
     """Whether anything but our own edits would see the model's hooks fire."""
     return any(point._forward_hooks for point in model.hook_dict.values())
+
+
+def module_hooks(module: torch.nn.Module) -> bool:
+    """Whether the module itself has hooks, as PyTorch has them."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def unembeds_late(model: Any) -> bool:
+    """Whether logits can be made of a few rows: the model says how, and no hook sees what is around them."""
+    return hasattr(model, "unembedded") and not any(
+        module_hooks(module) for part in (model.ln_final, model.unembed) for module in part.modules()
+    )
 
 
 @contextmanager

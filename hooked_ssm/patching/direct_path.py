@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from hooked_ssm.patching.base_run import BaseRun
 from hooked_ssm.patching.checks import check_eval
+from hooked_ssm.patching.lazy_logits import LazyLogits
 from hooked_ssm.patching.logits import LogitPositions, wanted_logits
 from hooked_ssm.patching.memory import rows_at_once
 from hooked_ssm.patching.metrics import Metrics
@@ -106,7 +107,11 @@ def _paths(
     metrics = Metrics(metric, "scalar", len(tokens))
     slots, shaped = wanted_logits(tokens, logit_positions)
     base = BaseRun(model, tokens, slots, whole=True)
-    unpatched = metrics(shaped(base.logits()))[0]
+
+    def measure(final: Tensor) -> Tensor:
+        return metrics(LazyLogits(shaped(final), base.unembed))[0]
+
+    unpatched = measure(base.final())
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
     values = unpatched.new_zeros(len(sources), layers, heads)
     deltas = {source: clean_less_corrupted(model, caches, *source) for source in sources}
@@ -126,9 +131,8 @@ def _paths(
                 raise NotImplementedError(f"there is no {name!r}, so that no head's input can be reached.")
             some_delta = next(iter(deltas.values()))
             numel = 3 * heads * some_delta[0].numel()
-            logits = int(slots.sum(1).max())
             rows = batch_size or rows_at_once(
-                model, some_delta, positions=base.stop, numel=numel, logits=logits
+                model, some_delta, positions=base.stop, numel=numel, logits=base.logits_a_run
             )
             at_once = max(1, rows // len(docs))
             for some in (pairs[i : i + at_once] for i in range(0, len(pairs), at_once)):
@@ -148,7 +152,7 @@ def _paths(
                         f"{name!r} did not fire, so that no head's input can be reached."
                     )
                 for (source, head), each in zip(some, out.unflatten(0, (len(some), -1)), strict=True):
-                    values[source, layer, head] = metrics(shaped(each))[0]
+                    values[source, layer, head] = measure(each)
                 bar.update(len(some))
     return values
 

@@ -100,9 +100,8 @@ def generic_activation_patch(
     ) -> Iterator[tuple[int, Tensor | None]]:
         clean = cached(clean_cache, hooks[layer], model)
         docs = torch.arange(len(corrupted_tokens), device=corrupted_tokens.device)
-        logits_a_doc = int(base.slots.sum(1).max())
         rows = batch_size or rows_at_once(
-            model, clean, positions=base.stop, numel=clean[0].numel(), logits=logits_a_doc
+            model, clean, positions=base.stop, numel=clean[0].numel(), logits=base.logits_a_run
         )
         at_once = max(1, rows // len(docs))
         for some in (mine[i : i + at_once] for i in range(0, len(mine), at_once)):
@@ -114,8 +113,8 @@ def generic_activation_patch(
                 )
 
             rows_docs = docs.repeat(len(some))
-            logits = base.edited(hooks[layer], edit, rows_docs, 0, base.slots[rows_docs])
-            yield from zip(some, logits.unflatten(0, (len(some), -1)), strict=True)
+            final = base.edited(hooks[layer], edit, rows_docs, 0, base.slots[rows_docs])
+            yield from zip(some, final.unflatten(0, (len(some), -1)), strict=True)
 
     metrics = Metrics(patching_metric, reduce, len(corrupted_tokens))
     values, unpatched = measured(

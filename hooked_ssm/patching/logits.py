@@ -1,4 +1,4 @@
-"""Which logits a metric reads, and the logits of one cell put together."""
+"""Which logits a metric reads, and the runs of one cell put together."""
 
 from collections.abc import Callable, Iterator
 
@@ -40,15 +40,15 @@ def wanted_logits(
     return places == positions.to(tokens.device)[:, None], lambda logits: logits
 
 
-def cell_logits(patch: Patch, unpatched: Tensor, batch_size: int | None) -> Iterator[tuple[int, Tensor]]:
-    """The number of every cell that is not the base run, and its logits [slot, d_vocab]."""
+def cell_finals(patch: Patch, unpatched: Tensor, batch_size: int | None) -> Iterator[tuple[int, Tensor]]:
+    """The number of every cell that is not the base run, and how it ends, [slot, d]."""
     left = patch.rows.cell.bincount(minlength=len(patch.cells)).tolist()
     pieces: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for part in patch.run(batch_size):
         cells, counts = (each.tolist() for each in part.cell.unique_consecutive(return_counts=True))
-        spans = zip(cells, part.slot.split(counts), part.logits.split(counts), strict=True)
-        for cell, slots, logits in spans:
-            pieces.setdefault(cell, []).append((slots, logits))
+        spans = zip(cells, part.slot.split(counts), part.final.split(counts), strict=True)
+        for cell, slots, final in spans:
+            pieces.setdefault(cell, []).append((slots, final))
         for cell, done in enumerate(part.rows.cell.bincount().tolist()):
             left[cell] -= done
             if done and left[cell] == 0:
@@ -56,12 +56,12 @@ def cell_logits(patch: Patch, unpatched: Tensor, batch_size: int | None) -> Iter
 
 
 def assembled(pieces: list[tuple[Tensor, Tensor]], unpatched: Tensor) -> Tensor:
-    """The base run's logits with these slots replaced."""
-    slots, logits = pieces[0]
+    """The base run's end with these slots replaced."""
+    slots, final = pieces[0]
     if len(slots) == len(unpatched) and (slots[1:] > slots[:-1]).all():
-        return logits  # all slots, in order: rows are run by where they first differ
+        return final  # all slots, in order: rows are run by where they first differ
     complete = sum(len(slots) for slots, _ in pieces) == len(unpatched)
     out = torch.empty_like(unpatched) if complete else unpatched.clone()
-    for slots, logits in pieces:
-        out[slots] = logits
+    for slots, final in pieces:
+        out[slots] = final
     return out

@@ -40,12 +40,12 @@ class Rows(NamedTuple):
 
 
 class Patched(NamedTuple):
-    """Logits of some rows: for each the cell and the slot that it belongs to."""
+    """Where some rows end (`BaseRun`): for each entry the cell and the slot that it belongs to."""
 
     rows: Rows
-    cell: Int[Tensor, " logit"]
-    slot: Int[Tensor, " logit"]
-    logits: Float[Tensor, "logit d_vocab"]
+    cell: Int[Tensor, " entry"]
+    slot: Int[Tensor, " entry"]
+    final: Float[Tensor, "entry d"]
 
 
 class Patch:
@@ -115,11 +115,12 @@ class Patch:
         return slots.flip(1).cumsum(1).flip(1)[:, :length] > 0
 
     def run(self, batch_size: int | None = None) -> Iterator[Patched]:
-        """Logits of all rows, some rows at a time."""
+        """All rows, some at a time."""
         firsts = self.rows.at.int().argmax(1).tolist()
         starts = [self.base.start_before(first, self.name) if self.partial else 0 for first in firsts]
         cells = self.rows.cell.tolist()
-        large = logits_are_large(self.base.model, int(self.base.slots.sum()), self.current.element_size())
+        logits = self.base.logits_a_run * len(self.base.tokens)
+        large = logits_are_large(self.base.model, logits, self.current.element_size())
         begin = 0
         while begin < len(starts):
             most = min(batch_size or self._rows_at_once(starts[begin]), len(starts) - begin)
@@ -135,17 +136,18 @@ class Patch:
         base = self.base
         positions = base.stop - start
         numel = self.current[0].numel() * positions // max(1, base.stop)
-        logits = int(base.slots.sum(1).max()) if base.starts_late else base.slots[0].numel()
-        return rows_at_once(base.model, self.current, positions=positions, numel=numel, logits=logits)
+        return rows_at_once(
+            base.model, self.current, positions=positions, numel=numel, logits=base.logits_a_run
+        )
 
     def _run(self, rows: Rows, start: int) -> Patched:
         base = self.base
         wanted = base.slots[rows.doc, start:]
         if base.starts_late:  # causal: what comes before the edit is the base run's
             wanted = wanted & (rows.at.cumsum(1) > 0)[:, start : base.stop] if self.partial else wanted
-        logits = base.edited(self.name, self._edit(rows, start), rows.doc, start, wanted)
+        final = base.edited(self.name, self._edit(rows, start), rows.doc, start, wanted)
         row = wanted.nonzero()[:, 0]
-        return Patched(rows, rows.cell[row], base.slot_number[rows.doc, start:][wanted], logits)
+        return Patched(rows, rows.cell[row], base.slot_number[rows.doc, start:][wanted], final)
 
     def _edit(self, rows: Rows, start: int) -> Any:
         """The hook that replaces every row's part."""

@@ -17,7 +17,8 @@ from transformer_lens.patching import PatchingResult
 
 from hooked_ssm.patching.base_run import BaseRun
 from hooked_ssm.patching.checks import check_eval, check_options
-from hooked_ssm.patching.logits import LogitPositions, cell_logits, wanted_logits
+from hooked_ssm.patching.lazy_logits import LazyLogits
+from hooked_ssm.patching.logits import LogitPositions, cell_finals, wanted_logits
 from hooked_ssm.patching.metrics import Metric, Metrics, result
 from hooked_ssm.patching.plan import all_cells, check_rows, plans_of
 from hooked_ssm.patching.rows import Patch
@@ -25,7 +26,7 @@ from hooked_ssm.patching.rows import Patch
 FEWEST_CELLS = 8  # with fewer, what it takes to start late is not earned back
 BAR_DELAY = 2.0  # seconds that a sweep takes before it shows a progress bar
 
-# (base run, its logits, layer, the layer's cells) -> the cells that are not the base run, with their logits,
+# (base run, how it ends, layer, the layer's cells) -> the cells that are not the base run, with how they end,
 # or None where a layer has no such cell.
 RunLayer = Callable[[BaseRun, Tensor, Any, list[int]], Iterator[tuple[int, Tensor | None]]]
 
@@ -95,8 +96,8 @@ def patch_sweep(
                 partial=plan.partial,
                 read_only=read_only,
             )
-            for cell, logits in cell_logits(patch, unpatched, batch_size):
-                yield exist[cell], logits
+            for cell, final in cell_finals(patch, unpatched, batch_size):
+                yield exist[cell], final
 
     metrics = Metrics(patching_metric, reduce, len(corrupted_tokens))
     layers = [cell[axes.index("layer")] if "layer" in axes else next(iter(plans)) for cell in cells]
@@ -126,14 +127,18 @@ def measured(
     """The metrics in all cells, [metric, cell, doc?], and without a patch. `layers`: every cell's."""
     slots, shaped = wanted_logits(tokens, logit_positions)
     base = BaseRun(model, tokens, slots, whole=whole)
-    unpatched_logits = base.logits()
-    unpatched = metrics(shaped(unpatched_logits))
+    unpatched_final = base.final()
+
+    def measure(final: Tensor) -> Tensor:
+        return metrics(LazyLogits(shaped(final), base.unembed))
+
+    unpatched = measure(unpatched_final)
     values = unpatched[:, None].repeat(1, len(layers), *[1] * (unpatched.ndim - 1))
     with tqdm(total=len(layers), desc=title, delay=BAR_DELAY, disable=not verbose) as bar:
         for layer in dict.fromkeys(layers):
             mine = [i for i, of in enumerate(layers) if of == layer]
-            for cell, logits in run_layer(base, unpatched_logits, layer, mine):
-                values[:, cell] = torch.nan if logits is None else metrics(shaped(logits))
+            for cell, final in run_layer(base, unpatched_final, layer, mine):
+                values[:, cell] = torch.nan if final is None else measure(final)
                 bar.update()
         bar.update(len(layers) - bar.n)
     return values, unpatched
