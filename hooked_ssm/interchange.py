@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooked_ssm.patching.base_run import BaseRun
+from hooked_ssm.patching.between import check_between, silent_error
 from hooked_ssm.patching.rows import Cell, Patch
 
 
@@ -115,7 +116,8 @@ def interchange(
     batch_size: documents at a time.
 
     Raises ValueError for documents of different shapes, positions or answers that do not fit them, and hooks
-    that have no position axis in second place or do not fire; KeyError for unknown hooks.
+    that have no position axis in second place, do not fire, or do not lie between the inputs and the answer's
+    logit (see `patching.patch_sweep`); KeyError for unknown hooks.
     """
     check_documents(clean, corrupted, answer, answer_pos)
     check_known_hooks(model, hooks)
@@ -125,11 +127,11 @@ def interchange(
             f"{len(positions)} positions and batch_size {batch_size}."
         )
     masks = torch.stack([as_mask(name, where, clean.shape) for name, where in positions.items()])
-    parts = []
+    parts, moved = [], set[str]()
     for start in range(0, len(clean), batch_size):
         rows = slice(start, start + batch_size)
         length = int(answer_pos[rows].max()) + 1  # a causal model reads nothing after that
-        batch = _Batch(model, answer[rows], answer_pos[rows])
+        batch = _Batch(model, answer[rows], answer_pos[rows], moved)
         inputs = clean[rows, :length], corrupted[rows, :length]
         parts.append(batch.run(*inputs, list(hooks), masks[:, rows, :length]))
     results = [torch.cat(tensors, dim=-1) for tensors in zip(*parts, strict=True)]
@@ -137,10 +139,10 @@ def interchange(
 
 
 class _Batch:
-    """The interchange of a few documents."""
+    """The interchange of a few documents. moved: hooks that were seen to do something in others."""
 
-    def __init__(self, model: Any, answer: Tensor, answer_pos: Tensor):
-        self.model, self.answer, self.answer_pos = model, answer, answer_pos
+    def __init__(self, model: Any, answer: Tensor, answer_pos: Tensor, moved: set[str]):
+        self.model, self.answer, self.answer_pos, self.moved = model, answer, answer_pos, moved
 
     def run(self, clean: Tensor, corrupted: Tensor, hooks: list[str], masks: Tensor) -> tuple[Tensor, ...]:
         """p_clean, p_corrupted, p_patched, and the same for logits."""
@@ -152,9 +154,12 @@ class _Batch:
             wanted[name] = activation.clone()
 
         p_clean, logit_clean = self.clean(clean, [(name, partial(keep, name=name)) for name in hooks])
-        check_fired(hooks, wanted)
+        silent = [name for name in hooks if name not in wanted]
+        if silent:
+            raise silent_error(self.model, clean, silent)
         base = BaseRun(self.model, corrupted, slots)
-        p_corrupted, logit_corrupted = self.read(base.unembed(base.final()), self.answer)
+        base.moved = self.moved
+        p_corrupted, logit_corrupted = self.read(base.unembed(base.final), self.answer)
         p_patched, logit_patched = (
             each.repeat(len(hooks), len(masks), 1) for each in (p_corrupted, logit_corrupted)
         )
@@ -171,6 +176,7 @@ class _Batch:
                 p_patched[number, cell, doc], logit_patched[number, cell, doc] = self.read(
                     base.unembed(some.final), self.answer[doc]
                 )
+            check_between(base, name, value)
         return p_clean, p_corrupted, p_patched, logit_clean, logit_corrupted, logit_patched
 
     def clean(self, tokens: Tensor, fwd_hooks: list[Any]) -> tuple[Tensor, Tensor]:
@@ -237,12 +243,6 @@ def check_known_hooks(model: Any, names: Sequence[str]) -> None:
             near = get_close_matches(name, model.hook_dict, n=3, cutoff=0.6)
             hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "model.hook_dict has all."
             raise KeyError(f"no hook named {name!r}; {hint}")
-
-
-def check_fired(names: Sequence[str], fired: Mapping[str, Tensor]) -> None:
-    silent = [name for name in names if name not in fired]
-    if silent:
-        raise ValueError(f"{' and '.join(map(repr, silent))} did not fire as the model is set.")
 
 
 def check_positions_second(name: str, hook: Any, activation: Tensor, shape: torch.Size) -> None:

@@ -78,7 +78,7 @@ def edge_attribution(
             "steps average over the whole way from corrupted to clean: leave out one of steps and at."
         )
     problem = Problem(model, clean_tokens, corrupted_tokens, metric, logit_positions)
-    graph = graph_of(model, graph)
+    named, graph = not isinstance(graph, str), graph_of(model, graph)
     if path not in ("inputs", "activations"):
         raise ValueError(f"path must be 'inputs' or 'activations', got {path!r}.")
     on_inputs = steps is not None and path == "inputs"
@@ -93,13 +93,16 @@ def edge_attribution(
         def run(rows: Rows) -> Run:
             cuts = Cuts(model, edges.names)
             hooks = cuts.hooks if embedding is None else [embedding(rows), *cuts.hooks]
-            logits = problem.logits(base[rows.doc], rows.doc, hooks)
+            final = problem.final(base[rows.doc], rows.doc, hooks)
             check_fired(edges.names, cuts.after)
             edges.cuts = cuts
-            return Run(logits, cuts.after)
+            return Run(final, cuts.after)
 
-        for rows, done, by_logits in problem.runs(run, len(points), batch_size):
-            edges.add(rows, done, by_logits, weights, "" if on_inputs else at)
+        for rows, done, by_final in problem.runs(run, len(points), batch_size):
+            edges.add(rows, done, by_final, weights, "" if on_inputs else at)
+        for name, scores in edges.nodes.items():
+            if named and not scores.any():
+                problem.check_between(name, replaced=False)
         return edges.result()
 
 
@@ -119,7 +122,7 @@ class Edges:
         self.nodes: dict[str, Tensor] = {}
 
     def add(
-        self, rows: Rows, done: Run, by_logits: Tensor, weights: Float[Tensor, " point"], done_of: str
+        self, rows: Rows, done: Run, by_final: Tensor, weights: Float[Tensor, " point"], done_of: str
     ) -> None:
         docs, place = rows.doc.unique(return_inverse=True)
         apart = self.pair.difference(docs, done_of, done)
@@ -132,7 +135,7 @@ class Edges:
             add_rows(found, key, scores, rows, weights, self.problem.docs)
 
         total: dict[str, Tensor] = {}
-        for name, gradient in self._pulled_back(done.logits, order, by_logits).items():
+        for name, gradient in self._pulled_back(done.final, order, by_final).items():
             if self.means is not None:
                 gradient = self.means.direct(name, order)[rows.doc]
             total[name] = gradient

@@ -102,12 +102,12 @@ def check_fired(names: Iterable[str], fired: Iterable[str]) -> None:
 
 
 def gradients_at(
-    tensors: dict[str, Tensor], logits: Float[Tensor, "slot d_vocab"], by_logits: Tensor
+    tensors: dict[str, Tensor], final: Float[Tensor, "slot d"], by_final: Tensor
 ) -> dict[str, Tensor]:
     """The metric's gradients at these tensors. Raises ValueError for those that it does not depend on."""
     found: Sequence[Tensor | None] = [None] * len(tensors)
-    if logits.requires_grad:
-        found = torch.autograd.grad(logits, list(tensors.values()), by_logits, allow_unused=True)
+    if final.requires_grad:
+        found = torch.autograd.grad(final, list(tensors.values()), by_final, allow_unused=True)
     unused = [name for name, gradient in zip(tensors, found, strict=True) if gradient is None]
     if unused:
         raise ValueError(

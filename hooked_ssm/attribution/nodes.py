@@ -73,9 +73,9 @@ def gradient_attribution(
     positions among the axes, of setting all of them.
 
     Works under `torch.no_grad()` and with frozen weights. Raises KeyError or ValueError for hooks that do not
-    exist, do not fire, or do not lie between the inputs and the metric, for metrics that are not one number
-    (or one a document) or have no gradient, for documents of different shapes, for models in training mode
-    and for inference mode.
+    exist, do not fire, or do not lie between the inputs and the metric (asked for by name: as `patch_sweep`
+    refuses them too), for metrics that are not one number (or one a document) or have no gradient, for
+    documents of different shapes, for models in training mode and for inference mode.
     """
     if at not in ("corrupted", "clean"):
         raise ValueError(f"at must be 'corrupted' or 'clean', got {at!r}.")
@@ -86,15 +86,15 @@ def gradient_attribution(
 
     def run(rows: Rows) -> Run:
         tensors: dict[str, Tensor] = {}
-        logits = problem.logits(base[rows.doc], rows.doc, watch(names, tensors, summing.direct))
-        return Run(logits, tensors)
+        final = problem.final(base[rows.doc], rows.doc, watch(names, tensors, summing.direct))
+        return Run(final, tensors)
 
     pair = Pair(problem, names)
-    for rows, done, by_logits in problem.runs(run, 1, batch_size):
+    for rows, done, by_final in problem.runs(run, 1, batch_size):
         check_fired(names, done.tensors)
         apart = pair.difference(rows.doc, at, done)
-        summing.add(rows, gradients_at(done.tensors, done.logits, by_logits), torch.ones(1), apart)
-    return summing.result(pair)
+        summing.add(rows, gradients_at(done.tensors, done.final, by_final), torch.ones(1), apart)
+    return summing.result(pair, hooks)
 
 
 def integrated_gradients(
@@ -132,10 +132,10 @@ def integrated_gradients(
             pair = Pair(problem, [name])
             apart = pair.difference(torch.arange(problem.docs, device=clean_tokens.device))
             run = own_path(problem, name, pair, points)
-            for rows, done, by_logits in problem.runs(run, steps, batch_size):
-                gradients = gradients_at(done.tensors, done.logits, by_logits)
+            for rows, done, by_final in problem.runs(run, steps, batch_size):
+                gradients = gradients_at(done.tensors, done.final, by_final)
                 summing.add(rows, gradients, weights, {name: apart[name][rows.doc]})
-        return summing.result(pair)
+        return summing.result(pair, hooks)
 
     summing = Summing(problem, names, axes, groups, read_only=read_only)
     pair, embedding = Pair(problem, names), input_path(problem, points)
@@ -143,15 +143,15 @@ def integrated_gradients(
     def run_inputs(rows: Rows) -> Run:
         tensors: dict[str, Tensor] = {}
         watching = watch(names, tensors, summing.direct)
-        logits = problem.logits(problem.corrupted[rows.doc], rows.doc, [embedding(rows), *watching])
-        return Run(logits, tensors)
+        final = problem.final(problem.corrupted[rows.doc], rows.doc, [embedding(rows), *watching])
+        return Run(final, tensors)
 
-    for rows, done, by_logits in problem.runs(run_inputs, steps, batch_size):
+    for rows, done, by_final in problem.runs(run_inputs, steps, batch_size):
         check_fired(names, done.tensors)
         docs, place = rows.doc.unique(return_inverse=True)
         apart = {name: tensor[place] for name, tensor in pair.difference(docs).items()}
-        summing.add(rows, gradients_at(done.tensors, done.logits, by_logits), weights, apart)
-    return summing.result(pair)
+        summing.add(rows, gradients_at(done.tensors, done.final, by_final), weights, apart)
+    return summing.result(pair, hooks)
 
 
 class Summing:
@@ -201,8 +201,12 @@ class Summing:
             parts = Parts(self.problem.model, name, gradient.shape, self.axes, self.groups)
             add_rows(self.by_doc, name, parts.sum(gradient * apart[name]), rows, weights, self.problem.docs)
 
-    def result(self, pair: Pair) -> Attribution:
+    def result(self, pair: Pair, hooks: HookFilter) -> Attribution:
         model = self.problem.model
+        if hooks is not None and not callable(hooks):  # each was asked for by name
+            for name in self.names:
+                if not self.by_doc[name].any():
+                    self.problem.check_between(name)
         clean, corrupted = pair.metrics()
         return Attribution(
             axes=self.axes,
@@ -263,6 +267,6 @@ def own_path(
         value = (start[rows.doc] + share * apart[rows.doc]).requires_grad_(torch.is_grad_enabled())
         hooks = [(name, lambda activation, hook: setting(value, carries))]
         hooks += [(other, held(other, rows)) for other in frozen]
-        return Run(problem.logits(before[rows.doc], rows.doc, hooks, layer), {name: value})
+        return Run(problem.final(before[rows.doc], rows.doc, hooks, layer), {name: value})
 
     return run

@@ -33,8 +33,8 @@ class OwnPaths:
     def _mean(self, name: str, frozen: list[str]) -> Float[Tensor, "doc ..."]:
         run = own_path(self.problem, name, self.pair, self.points, frozen)
         mean = torch.zeros_like(self.pair.start[name])
-        for rows, done, by_logits in self.problem.runs(run, len(self.points), self.batch_size):
-            gradient = gradients_at(done.tensors, done.logits, by_logits)[name]
+        for rows, done, by_final in self.problem.runs(run, len(self.points), self.batch_size):
+            gradient = gradients_at(done.tensors, done.final, by_final)[name]
             weight = self.weights.to(mean)[rows.point].view(-1, *[1] * (mean.ndim - 1))
             mean.index_add_(0, rows.doc, weight * gradient)
         return mean

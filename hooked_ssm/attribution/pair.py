@@ -16,7 +16,7 @@ class Pair:
         self.start: dict[str, Tensor] = {}
         self.apart: dict[str, Tensor] = {}
         self.docs: list[int] = []
-        self.logits: dict[str, dict[tuple[int, ...], Tensor]] = {"clean": {}, "corrupted": {}}
+        self.final: dict[str, dict[tuple[int, ...], Tensor]] = {"clean": {}, "corrupted": {}}
 
     def difference(
         self, docs: Int[Tensor, " doc"], done_of: str = "", done: Run | None = None
@@ -35,18 +35,18 @@ class Pair:
     def _activations(self, which: str, docs: Int[Tensor, " doc"], done: Run | None) -> dict[str, Tensor]:
         into: dict[str, Tensor] = {}
         if done is not None:
-            into, logits = {name: tensor.detach() for name, tensor in done.tensors.items()}, done.logits
+            into, final = {name: tensor.detach() for name, tensor in done.tensors.items()}, done.final
         else:
             tokens = self.problem.clean if which == "clean" else self.problem.corrupted
-            logits = self.problem.logits(tokens[docs], docs, keep(self.names, into))
+            final = self.problem.final(tokens[docs], docs, keep(self.names, into))
         check_fired(self.names, into)
-        self.logits[which][tuple(docs.tolist())] = logits.detach()
+        self.final[which][tuple(docs.tolist())] = final.detach()
         return into
 
     @torch.no_grad()
     def metrics(self) -> tuple[Tensor, Tensor]:
         """The metric of the clean and of the corrupted run, of all documents."""
         clean, corrupted = (
-            self.problem.value(torch.cat(list(parts.values()))).detach() for parts in self.logits.values()
+            self.problem.measure(torch.cat(list(parts.values()))).detach() for parts in self.final.values()
         )
         return clean, corrupted

@@ -9,7 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hooked_ssm.patching.base_run import BaseRun, unembeds_late
+from hooked_ssm.patching.between import check_between
 from hooked_ssm.patching.checks import check_eval
+from hooked_ssm.patching.lazy_logits import LazyLogits
 from hooked_ssm.patching.logits import LogitPositions, wanted_logits
 
 ROWS = 64  # runs at once where documents are fewer and the caller does not say
@@ -26,9 +29,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's logits [slot, d_vocab], and tensors of its graph by name."""
+    """How a run ends, [slot, d] (`Problem.run`), and tensors of its graph by name."""
 
-    logits: Tensor
+    final: Tensor
     tensors: dict[str, Tensor]
 
 
@@ -67,29 +70,39 @@ class Problem:
         accepted = inspect.signature(model.forward).parameters
         self.unembeds_some = "logit_positions" in accepted
         self.starts_late = {"logit_positions", "start_at_layer", "stop_at_layer"} <= set(accepted)
+        self.unembeds_late = self.starts_late and unembeds_late(model)
 
     @property
     def docs(self) -> int:
         return len(self.clean)
 
-    def logits(
+    def final(
         self,
         input: Tensor,
         doc: Int[Tensor, " row"],
         hooks: Hooks = (),
         start_at_layer: int | None = None,
-    ) -> Float[Tensor, "slot d_vocab"]:
-        """Logits where the metric reads, of one run a row."""
+    ) -> Float[Tensor, "slot d"]:
+        """How one run a row ends where the metric may read: with what logits are made of, or the logits."""
         options: dict[str, Any] = {} if start_at_layer is None else {"start_at_layer": start_at_layer}
-        if self.unembeds_some:
-            options["logit_positions"] = self.slots[doc]
         with self.model.hooks(fwd_hooks=list(hooks)):
-            logits = self.model(input, **options)
-        return logits if self.unembeds_some else logits[self.slots[doc]]
+            if self.unembeds_late:
+                resid = self.model(input, stop_at_layer=self.model.cfg.n_layers, **options)
+                return self.model.ln_final(resid)[self.slots[doc]]
+            if self.unembeds_some:
+                return self.model(input, logit_positions=self.slots[doc], **options)
+            return self.model(input, **options)[self.slots[doc]]
+
+    def measure(self, final: Float[Tensor, "slot d"]) -> Tensor:
+        """The metric of runs that end so: [doc], or a scalar."""
+        unembed = self.model.unembedded if self.unembeds_late else lambda logits: logits
+        return self._checked(self.metric(LazyLogits(self.shaped(final), unembed)))
 
     def value(self, logits: Float[Tensor, "slot d_vocab"]) -> Tensor:
-        """The metric: [doc], or a scalar."""
-        value = self.metric(self.shaped(logits))
+        """The metric of logits: [doc], or a scalar."""
+        return self._checked(self.metric(self.shaped(logits)))
+
+    def _checked(self, value: Any) -> Tensor:
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"a metric must return a tensor, got {type(value).__name__}: there is no gradient of it."
@@ -101,27 +114,29 @@ class Problem:
             )
         return value
 
-    def gradient(self, logits: Float[Tensor, "slot d_vocab"], points: int = 1) -> tuple[list[Tensor], Tensor]:
-        """The metric at every point, and its gradient by the logits (all documents, point after point)."""
+    def gradient(self, final: Float[Tensor, "slot d"], points: int = 1) -> tuple[list[Tensor], Tensor]:
+        """The metric at every point, and its gradient by the ends (all documents, point after point)."""
         with torch.enable_grad():
-            leaf = logits.detach().requires_grad_()
-            values = [self.value(part) for part in leaf.chunk(points)]
+            leaf = final.detach().requires_grad_()
+            values = [self.measure(part) for part in leaf.chunk(points)]
             total = torch.stack([value.sum() for value in values]).sum()
-            if not total.requires_grad or not total.is_floating_point():
+            gradient = None
+            if total.requires_grad and total.is_floating_point():
+                (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
+            if gradient is None:
                 raise ValueError(
                     "the metric cannot be differentiated: what it returns does not depend on the logits by "
                     "differentiable functions (argmax, comparisons, .item(), .detach() and no_grad stop it)."
                 )
-            (gradient,) = torch.autograd.grad(total, leaf)
         return [value.detach() for value in values], gradient
 
     def runs(
         self, run: Callable[[Rows], Run], points: int, batch_size: int | None
     ) -> Iterator[tuple[Rows, Run, Tensor]]:
-        """All documents at all points of a path, run some at a time, and the metric's gradient by the logits.
+        """All documents at all points of a path, run some at a time, and the metric's gradient by their ends.
 
         Where not all documents of one point are run at once, every run is done twice: the metric is of them
-        all, so that its gradient is known only after their logits.
+        all, so that its gradient is known only after all have been run.
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
@@ -132,18 +147,30 @@ class Problem:
                 rows = Rows(all_docs.repeat(len(some)), some.repeat_interleave(self.docs))
                 with torch.enable_grad():
                     done = run(rows)
-                yield rows, done, self.gradient(done.logits, len(some))[1]
+                yield rows, done, self.gradient(done.final, len(some))[1]
             return
         parts = all_docs.split(at_once)
         counts = [int(self.slots[part].sum()) for part in parts]
         gradients = []
         for point in range(points):
             with torch.no_grad():
-                logits = [run(Rows(part, torch.full_like(part, point))).logits for part in parts]
-            gradients.append(self.gradient(torch.cat(logits))[1].split(counts))
+                ends = [run(Rows(part, torch.full_like(part, point))).final for part in parts]
+            gradients.append(self.gradient(torch.cat(ends))[1].split(counts))
         for number, part in enumerate(parts):
             for point in range(points):
                 rows = Rows(part, torch.full_like(part, point))
                 with torch.enable_grad():
                     done = run(rows)
                 yield rows, done, gradients[point][number]
+
+    @torch.no_grad()
+    def check_between(self, name: str, *, replaced: bool = True) -> None:
+        """Raises ValueError for a hook that does not lie between the inputs and the metric.
+
+        replaced: whether it is looked at for what the clean run has there, which then must not be the same
+            whatever the tokens.
+        """
+        base, clean = (
+            BaseRun(self.model, tokens, self.slots, whole=True) for tokens in (self.corrupted, self.clean)
+        )
+        check_between(base, name, clean.activations([name])[name] if replaced else None)

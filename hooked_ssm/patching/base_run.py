@@ -11,13 +11,14 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hooked_ssm.patching.between import silent_error
 from hooked_ssm.patching.memory import free_bytes
 from hooked_ssm.patching.names import layer_of
 
@@ -34,6 +35,7 @@ class BaseRun:
     tokens: [doc, pos].
     slots: mask [doc, pos] of the logits that are wanted. They are numbered in row order.
     whole: run whole documents only, as hooks want that index positions in a way of their own.
+    moved: hooks whose edits have been seen to change how a run ends, more than by rounding.
 
     Runs end with `final` tensors [slot, d]: what `unembed` makes logits of. That is the residual stream after
     the final norm, unless hooks may want to see what comes after it, or the model does not hand it out: then
@@ -53,6 +55,7 @@ class BaseRun:
         whole: bool = False,
     ):
         self.model, self.tokens = model, tokens
+        self.moved: set[str] = set()
         accepted = inspect.signature(model.forward).parameters
         parts = {"logit_positions", "start_at_layer", "stop_at_layer"}
         self.starts_late = parts <= set(accepted) and not module_hooks(model)
@@ -105,6 +108,7 @@ class BaseRun:
         count = max(1, min(STARTS, self.stop, free_bytes(resid.device) // 8 // size))
         return sorted({self.stop * k // count for k in range(count)})
 
+    @cached_property
     def final(self) -> Float[Tensor, "slot d"]:
         """Of the base run itself."""
         if not self.starts_late:
@@ -145,7 +149,7 @@ class BaseRun:
             self.model.run_with_hooks(self.resid[layer], fwd_hooks=hooks, start_at_layer=layer, **options)
         silent = [name for name in names if name not in seen]
         if silent:
-            raise ValueError(f"{' and '.join(map(repr, silent))} did not fire as the model is set.")
+            raise silent_error(self.model, self.tokens, silent)
         return seen
 
     def start_layer(self, name: str) -> int | None:
@@ -175,6 +179,23 @@ class BaseRun:
 
         `wanted` is for the positions from `start`, as is what the hook is given.
         """
+        final = self.run(name, edit, docs, start, wanted)
+        if name not in self.moved:
+            before = self.final[self.slot_number[docs, start:][wanted]]
+            rounding = torch.finfo(before.dtype).eps ** 0.5 * before.abs().amax() if len(before) else 0.0
+            if not ((final - before).abs() <= rounding).all():
+                self.moved.add(name)
+        return final
+
+    def run(
+        self,
+        name: str,
+        edit: Edit,
+        docs: Int[Tensor, " row"],
+        start: int,
+        wanted: Bool[Tensor, "row pos"],
+    ) -> Float[Tensor, "slot d"]:
+        """`edited`, without a look at what comes of it."""
         layer = self.start_layer(name)
         tokens = self.tokens[docs, : self.stop]
         if not self.starts_late:

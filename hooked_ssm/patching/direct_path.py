@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hooked_ssm.patching.base_run import BaseRun
+from hooked_ssm.patching.between import check_between
 from hooked_ssm.patching.checks import check_eval
 from hooked_ssm.patching.lazy_logits import LazyLogits
 from hooked_ssm.patching.logits import LogitPositions, wanted_logits
@@ -111,7 +112,7 @@ def _paths(
     def measure(final: Tensor) -> Tensor:
         return metrics(LazyLogits(shaped(final), base.unembed))[0]
 
-    unpatched = measure(base.final())
+    unpatched = measure(base.final)
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
     values = unpatched.new_zeros(len(sources), layers, heads)
     deltas = {source: clean_less_corrupted(model, caches, *source) for source in sources}
@@ -154,6 +155,8 @@ def _paths(
                 for (source, head), each in zip(some, out.unflatten(0, (len(some), -1)), strict=True):
                     values[source, layer, head] = measure(each)
                 bar.update(len(some))
+            if pairs:
+                check_between(base, name)
     return values
 
 

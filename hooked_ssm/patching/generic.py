@@ -12,6 +12,7 @@ from transformer_lens.patching import PatchingResult, make_df_from_ranges
 from transformer_lens.utilities.components_utils import get_act_name
 
 from hooked_ssm.patching.base_run import BaseRun
+from hooked_ssm.patching.between import check_between
 from hooked_ssm.patching.checks import check_eval, check_options
 from hooked_ssm.patching.logits import LogitPositions
 from hooked_ssm.patching.memory import rows_at_once
@@ -95,9 +96,7 @@ def generic_activation_patch(
         if reason is not None:
             raise reason
 
-    def run_layer(
-        base: BaseRun, unpatched: Tensor, layer: Any, mine: list[int]
-    ) -> Iterator[tuple[int, Tensor | None]]:
+    def run_layer(base: BaseRun, layer: Any, mine: list[int]) -> Iterator[tuple[int, Tensor | None]]:
         clean = cached(clean_cache, hooks[layer], model)
         docs = torch.arange(len(corrupted_tokens), device=corrupted_tokens.device)
         rows = batch_size or rows_at_once(
@@ -115,6 +114,7 @@ def generic_activation_patch(
             rows_docs = docs.repeat(len(some))
             final = base.edited(hooks[layer], edit, rows_docs, 0, base.slots[rows_docs])
             yield from zip(some, final.unflatten(0, (len(some), -1)), strict=True)
+        check_between(base, hooks[layer], clean)
 
     metrics = Metrics(patching_metric, reduce, len(corrupted_tokens))
     values, unpatched = measured(

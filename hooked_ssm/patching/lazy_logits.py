@@ -16,7 +16,10 @@ from torch.utils._pytree import tree_map_only
 # What a tensor of this shape is without its numbers.
 ABOUT = {
     *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "layout", "ndim")),
-    *(getattr(Tensor, name).__get__ for name in ("is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_meta")),
+    *(
+        getattr(Tensor, name).__get__
+        for name in ("is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_meta")
+    ),
     *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.__len__, Tensor.__hash__),
     *(Tensor.is_floating_point, Tensor.is_complex, torch.is_floating_point, torch.is_complex, torch.numel),
 }

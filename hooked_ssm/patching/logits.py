@@ -40,7 +40,7 @@ def wanted_logits(
     return places == positions.to(tokens.device)[:, None], lambda logits: logits
 
 
-def cell_finals(patch: Patch, unpatched: Tensor, batch_size: int | None) -> Iterator[tuple[int, Tensor]]:
+def cell_finals(patch: Patch, batch_size: int | None) -> Iterator[tuple[int, Tensor]]:
     """The number of every cell that is not the base run, and how it ends, [slot, d]."""
     left = patch.rows.cell.bincount(minlength=len(patch.cells)).tolist()
     pieces: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -52,7 +52,7 @@ def cell_finals(patch: Patch, unpatched: Tensor, batch_size: int | None) -> Iter
         for cell, done in enumerate(part.rows.cell.bincount().tolist()):
             left[cell] -= done
             if done and left[cell] == 0:
-                yield cell, assembled(pieces.pop(cell), unpatched)
+                yield cell, assembled(pieces.pop(cell), patch.base.final)
 
 
 def assembled(pieces: list[tuple[Tensor, Tensor]], unpatched: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformer_lens.patching import PatchingResult
 
+from hooked_ssm.patching.lazy_logits import LazyLogits
+
 Metric = Callable[[Tensor], Any]
 REDUCTIONS = ("scalar", "mean", "none")
 
@@ -30,12 +32,18 @@ class Metrics:
             raise TypeError(f"a metric must be a function of logits; {not_callable} cannot be called.")
         self.reduce, self.docs = reduce, docs
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: LazyLogits) -> Tensor:
         """[metric], or [metric, doc]."""
         return torch.stack([self._value(name, metric, logits) for name, metric in self.metrics.items()])
 
-    def _value(self, name: str, metric: Metric, logits: Tensor) -> Tensor:
+    def _value(self, name: str, metric: Metric, logits: LazyLogits) -> Tensor:
+        logits.was_read = False
         value = torch.as_tensor(metric(logits)).detach()
+        if not logits.was_read:
+            raise ValueError(
+                f"{name!r} does not read the logits that it is given, so that no patch can change it: a metric "
+                "is a function of its argument."
+            )
         wanted = () if self.reduce == "scalar" else (self.docs,)
         if value.shape == wanted:
             return value.to(logits.dtype if not value.is_floating_point() else value.dtype)

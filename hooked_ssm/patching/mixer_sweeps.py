@@ -6,8 +6,8 @@ By layer and position unless `index_axis_names` says otherwise: any axes that th
 "channel" with `groups={"channel": 8}`. `get_act_patch_state` replaces the state, and what comes after grows
 out of the replacement; with `read_only=True` only what is read at that position changes.
 
-Filters do not depend on the input in every architecture, and then a clean cache has nothing to restore: put
-other filters (zeros) into the cache to knock lags out.
+Most filters, and the decays of H3, do not depend on the input: then the cache of a clean run has nothing to
+put back, and the sweep raises ValueError. Put other values into it (zeros, to knock lags out).
 """
 
 from functools import partial

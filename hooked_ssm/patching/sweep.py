@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformer_lens.patching import PatchingResult
 
 from hooked_ssm.patching.base_run import BaseRun
+from hooked_ssm.patching.between import check_between
 from hooked_ssm.patching.checks import check_eval, check_options
 from hooked_ssm.patching.lazy_logits import LazyLogits
 from hooked_ssm.patching.logits import LogitPositions, cell_finals, wanted_logits
@@ -26,9 +27,9 @@ from hooked_ssm.patching.rows import Patch
 FEWEST_CELLS = 8  # with fewer, what it takes to start late is not earned back
 BAR_DELAY = 2.0  # seconds that a sweep takes before it shows a progress bar
 
-# (base run, how it ends, layer, the layer's cells) -> the cells that are not the base run, with how they end,
-# or None where a layer has no such cell.
-RunLayer = Callable[[BaseRun, Tensor, Any, list[int]], Iterator[tuple[int, Tensor | None]]]
+# (base run, layer, the layer's cells) -> the cells that are not the base run, with how they end, or None where
+# a layer has no such cell.
+RunLayer = Callable[[BaseRun, Any, list[int]], Iterator[tuple[int, Tensor | None]]]
 
 
 @torch.no_grad()
@@ -66,9 +67,11 @@ def patch_sweep(
     read_only: of states, change what is read at the position, and not the states after it.
     batch_size: documents times cells to run at once; None for what is fast and fits.
 
-    Layers that have no such hook are NaN. Raises KeyError or ValueError if none has it, for positions and
-    other indices out of range, for clean and corrupted documents of different shapes, for metrics that do not
-    give one number, and for models in training mode.
+    Layers that have no such hook are NaN. Raises KeyError or ValueError if none has it; for hooks that do not
+    lie between the inputs and the metric (no logit depends on them; or they are the same whatever the tokens,
+    as filters mostly are, and the cache holds what they are in the corrupted run); for positions and other
+    indices out of range; for clean and corrupted documents of different shapes; for metrics that do not give
+    one number or do not read the logits; and for models in training mode.
     """
     check_eval(model)
     check_options(batch_size, baseline, reduce, patching_metric, return_index_df)
@@ -80,9 +83,7 @@ def patch_sweep(
     cells = [tuple(int(i) for i in row) for row in frame.itertuples(index=False)]
     check_rows(cells, axes, plans, model.cfg.n_layers, given=index_df is not None)
 
-    def run_layer(
-        base: BaseRun, unpatched: Tensor, layer: Any, mine: list[int]
-    ) -> Iterator[tuple[int, Tensor | None]]:
+    def run_layer(base: BaseRun, layer: Any, mine: list[int]) -> Iterator[tuple[int, Tensor | None]]:
         plan = plans.get(layer)
         exist = [i for i in mine if plan is not None and plan.has(cells[i])]
         yield from ((i, None) for i in mine if i not in set(exist))
@@ -96,8 +97,9 @@ def patch_sweep(
                 partial=plan.partial,
                 read_only=read_only,
             )
-            for cell, final in cell_finals(patch, unpatched, batch_size):
+            for cell, final in cell_finals(patch, batch_size):
                 yield exist[cell], final
+            check_between(base, plan.name, plan.clean)
 
     metrics = Metrics(patching_metric, reduce, len(corrupted_tokens))
     layers = [cell[axes.index("layer")] if "layer" in axes else next(iter(plans)) for cell in cells]
@@ -127,17 +129,16 @@ def measured(
     """The metrics in all cells, [metric, cell, doc?], and without a patch. `layers`: every cell's."""
     slots, shaped = wanted_logits(tokens, logit_positions)
     base = BaseRun(model, tokens, slots, whole=whole)
-    unpatched_final = base.final()
 
     def measure(final: Tensor) -> Tensor:
         return metrics(LazyLogits(shaped(final), base.unembed))
 
-    unpatched = measure(unpatched_final)
+    unpatched = measure(base.final)
     values = unpatched[:, None].repeat(1, len(layers), *[1] * (unpatched.ndim - 1))
     with tqdm(total=len(layers), desc=title, delay=BAR_DELAY, disable=not verbose) as bar:
         for layer in dict.fromkeys(layers):
             mine = [i for i, of in enumerate(layers) if of == layer]
-            for cell, final in run_layer(base, unpatched_final, layer, mine):
+            for cell, final in run_layer(base, layer, mine):
                 values[:, cell] = torch.nan if final is None else measure(final)
                 bar.update()
         bar.update(len(layers) - bar.n)

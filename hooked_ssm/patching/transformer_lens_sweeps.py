@@ -4,6 +4,7 @@ The same numbers, in the dtype of the metric; and every option of `patch_sweep`,
 saves most. Works on any mixer that has the hook: layers without one are NaN.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -59,8 +60,8 @@ def get_act_patch_attn_head_all_pos_every(
         get_act_patch_attn_head_v_all_pos,
         get_act_patch_attn_head_pattern_all_pos,
     )
-    given = model, corrupted_tokens, clean_cache, metric
-    return _stacked(sweeps, HEAD_TYPES, ("layer", "head"), given, options)
+    results = [sweep(model, corrupted_tokens, clean_cache, metric, **options) for sweep in sweeps]
+    return _stacked(results, HEAD_TYPES, ("layer", "head"))
 
 
 def get_act_patch_attn_head_by_pos_every(
@@ -74,25 +75,35 @@ def get_act_patch_attn_head_by_pos_every(
         get_act_patch_attn_head_v_by_pos,
         partial(patch_sweep, activation_name="pattern", index_axis_names=("layer", "dest_pos", "head_index")),
     )
-    given = model, corrupted_tokens, clean_cache, metric
-    return _stacked(sweeps, HEAD_TYPES, ("layer", "pos", "head"), given, options)
+    results = [sweep(model, corrupted_tokens, clean_cache, metric, **options) for sweep in sweeps]
+    return _stacked(results, HEAD_TYPES, ("layer", "pos", "head"))
 
 
 def get_act_patch_block_every(
     model: Any, corrupted_tokens: Int[Tensor, "batch pos"], clean_cache: Any, metric: Any, **options: Any
 ) -> Float[Tensor, "patch_type layer pos"] | PatchingResult:
-    """The residual stream, the mixers' outputs and the MLPs' outputs by position, stacked."""
-    sweeps = get_act_patch_resid_pre, get_act_patch_attn_out, get_act_patch_mlp_out
-    return _stacked(
-        sweeps, BLOCK_TYPES, ("layer", "pos"), (model, corrupted_tokens, clean_cache, metric), options
-    )
+    """The residual stream, the mixers' outputs and the MLPs' outputs by position, stacked.
+
+    NaN for the MLPs of a model without any.
+    """
+    given = model, corrupted_tokens, clean_cache, metric
+    results = [sweep(*given, **options) for sweep in (get_act_patch_resid_pre, get_act_patch_attn_out)]
+    if getattr(model.cfg, "attn_only", False):
+        results.append(_unmeasured(results[0]))
+    else:
+        results.append(get_act_patch_mlp_out(*given, **options))
+    return _stacked(results, BLOCK_TYPES, ("layer", "pos"))
 
 
-def _stacked(
-    sweeps: tuple, types: tuple[str, ...], axes: tuple[str, ...], given: tuple, options: dict[str, Any]
-) -> Tensor | PatchingResult:
-    """The sweeps' results on a leading axis; where keys and values have fewer heads, 0 for the others."""
-    results = [sweep(*given, **options) for sweep in sweeps]
+def _unmeasured(like: Any) -> Any:
+    """A result of NaN."""
+    if isinstance(like, Tensor):
+        return torch.full_like(like, torch.nan)
+    return replace(like, values=torch.full_like(like.values, torch.nan))
+
+
+def _stacked(results: list[Any], types: tuple[str, ...], axes: tuple[str, ...]) -> Tensor | PatchingResult:
+    """Results of sweeps on a leading axis; where keys and values have fewer heads, 0 for the others."""
     first = results[0]
     if isinstance(first, Tensor):
         return torch.stack(_padded(results, len(axes)))

@@ -66,6 +66,9 @@ def test_nodes_have_the_scores_that_gradients_give_them(kind):
     for name in result.nodes.by_doc:
         if name.endswith("hook_mlp_in"):
             continue  # it fires in the graph alone
+        if name == "hook_pos_embed":  # the same in both documents: refused where it is asked for by itself
+            assert not result.node(name).any()
+            continue
         each = gradient_attribution(
             case.model, case.clean, case.corrupted, case.per_document, name, result.axes[name], read_only=True
         )

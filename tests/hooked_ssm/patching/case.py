@@ -91,3 +91,19 @@ def case_of(kind: str, length: int = LENGTH) -> Case:
     model = model_of(kind)
     with torch.no_grad():
         return Case(model, clean, corrupted, readout, model.run_with_cache(clean)[1])
+
+
+def hooks_outside(model: HookedSSM) -> set[str]:
+    """The hooks that can fire and do not lie between the inputs and the logits, by the equations.
+
+    Learned positions, filters and H3's decays are made of weights alone; an MLP that is not there reads the
+    residual stream times 0, and writes 0.
+    """
+    names = {"hook_pos_embed"} if "hook_pos_embed" in model.hook_dict else set()
+    for layer, block in enumerate(model.blocks):
+        mixer = type(block.mixer).__name__
+        own = ["mixer.hook_filter"] if hasattr(block.mixer, "hook_filter") else []
+        own += ["mixer.hook_conv_filter", "mixer.hook_ssm_decay"] if mixer == "H3" else []
+        own += ["hook_mlp_in", "hook_mlp_out"] if block.mlp is None else []
+        names |= {f"blocks.{layer}.{name}" for name in own}
+    return names & set(model.hook_dict) - set(model.unavailable_hooks())
