@@ -2,13 +2,13 @@
 
     logits, cache = model.run_with_cache(clean)
     patching.get_act_patch_resid_pre(model, corrupted, cache, metric)                      # [layer, pos]
-    patching.get_act_patch_conv_taps(model, corrupted, cache, metric, logit_positions=-1)  # [layer, pos, tap]
+    patching.get_act_patch_conv_taps(model, corrupted, cache, metric)                      # [layer, pos, tap]
     patching.patch_sweep(model, corrupted, cache, metric, "ssm_state", ("layer", "pos", "head"))
 
 One number a cell: the metric of the corrupted run with that part of the activation from the clean run. Cells
 are stacked on the batch axis and started at the layer, and near the position, where they differ; what differs
-nowhere is not run. Works on any `HookedRootModule` with the hooks named; those that cannot start at a layer,
-such as TransformerLens's bridges, are run from the tokens.
+nowhere is not run, and logits are made where the metric reads them. Works on any `HookedRootModule` with the
+hooks named; those that cannot start at a layer, such as TransformerLens's bridges, are run from the tokens.
 """
 
 from hooked_ssm.patching.direct_path import (

@@ -37,9 +37,9 @@ def check_between(base: Any, name: str, clean: Shaped[Tensor, "..."] | None = No
         current = base.activations([name])[name]
         if torch.equal(clean.to(current), current):
             raise ValueError(
-                f"{name!r} {OUTSIDE}: it is the same whatever the tokens, and the clean cache has nothing to put "
-                "back. (Put other values, such as zeros, into the cache to see what it does, or leave its layer "
-                f"out.) {_near(base, name)}"
+                f"{name!r} {OUTSIDE}: it is the same whatever the tokens, and the clean cache has nothing to "
+                "put back. (Put other values, such as zeros, into the cache to see what it does, or leave "
+                f"its layer out.) {_near(base, name)}"
             )
     base.moved.add(name)
 

@@ -1,8 +1,8 @@
 """Logits that are made where they are read.
 
-Most metrics read one position of every document, and logits are by far the largest activation. So a metric is
-given a tensor that holds what the unembedding reads: an index makes the logits that it asks for, anything else
-makes them all. The numbers are those of all logits, and so is everything else about the tensor.
+Most metrics read one position of every document, and logits are by far the largest activation. So a metric
+is given a tensor that holds what the unembedding reads: an index makes the logits that it asks for, anything
+else makes them all. The numbers are those of all logits, and so is everything else about the tensor.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,7 @@ from torch.utils._pytree import tree_map_only
 # What a tensor of this shape is without its numbers.
 ABOUT = {
     *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "layout", "ndim")),
-    *(
-        getattr(Tensor, name).__get__
-        for name in ("is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_meta")
-    ),
+    *(getattr(Tensor, name).__get__ for name in ("is_cuda", "is_cpu", "is_sparse", "is_meta")),
     *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.__len__, Tensor.__hash__),
     *(Tensor.is_floating_point, Tensor.is_complex, torch.is_floating_point, torch.is_complex, torch.numel),
 }
@@ -37,7 +34,10 @@ class LazyLogits(Tensor):
     """
 
     final: Tensor
+    unembed: Callable[[Tensor], Tensor]
     was_read: bool
+    _all: Tensor | None
+    _views: list[tuple[tuple, Tensor, int]]  # index, what it gave, and that at which version
 
     @staticmethod
     def __new__(cls, final: Float[Tensor, "*lead d_model"], unembed: Callable[[Tensor], Tensor]):
@@ -45,8 +45,7 @@ class LazyLogits(Tensor):
         shape = (*final.shape[:-1], none.shape[-1])
         self = Tensor._make_wrapper_subclass(cls, shape, dtype=none.dtype, device=none.device)  # type: ignore
         self.final, self.unembed, self.was_read = final, unembed, False
-        self._all: Tensor | None = None
-        self._views: list[tuple[tuple, Tensor, int]] = []  # index, what it gave, and that at which version
+        self._all, self._views = None, []
         return self
 
     def _whole(self) -> Tensor:

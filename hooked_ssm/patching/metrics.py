@@ -41,8 +41,8 @@ class Metrics:
         value = torch.as_tensor(metric(logits)).detach()
         if not logits.was_read:
             raise ValueError(
-                f"{name!r} does not read the logits that it is given, so that no patch can change it: a metric "
-                "is a function of its argument."
+                f"{name!r} does not read the logits that it is given, so that no patch can change it: a "
+                "metric is a function of its argument."
             )
         wanted = () if self.reduce == "scalar" else (self.docs,)
         if value.shape == wanted:

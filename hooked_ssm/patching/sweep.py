@@ -27,8 +27,8 @@ from hooked_ssm.patching.rows import Patch
 FEWEST_CELLS = 8  # with fewer, what it takes to start late is not earned back
 BAR_DELAY = 2.0  # seconds that a sweep takes before it shows a progress bar
 
-# (base run, layer, the layer's cells) -> the cells that are not the base run, with how they end, or None where
-# a layer has no such cell.
+# (base run, layer, the layer's cells) -> the cells that are not the base run, with how they end, or None
+# where a layer has no such cell.
 RunLayer = Callable[[BaseRun, Any, list[int]], Iterator[tuple[int, Tensor | None]]]
 
 
@@ -58,11 +58,13 @@ def patch_sweep(
     index_axis_names: "layer", and any axes that the hook declares (`model.hook_table()`); axes left out are
         replaced whole. "channel" is the activation's channels, "head" groups of them where it has no heads.
     index_df: the cells, one a row with axes for columns, instead of all of them; the result is then flat.
-    patching_metric: of the logits of all documents in one cell, or several such by name. A function of the
-        logits alone: cells in which nothing differs share one evaluation.
+    patching_metric: of the logits [batch, pos, d_vocab] of all documents in one cell, or several such by
+        name. A function of the logits alone: cells in which nothing differs share one evaluation. Of a
+        HookedSSM's logits those are made that it indexes (`logits[:, -1]`, `logits[rows, positions,
+        answers]`), and all if it does anything else with them.
     reduce, baseline, return_index_df: as TransformerLens's `generic_activation_patch`.
-    logit_positions: where the metric reads: one position for all documents or one each (the metric is then
-        given [batch, d_vocab]), or a mask (it is given [selected, d_vocab], in row order).
+    logit_positions: the metric is given these logits alone: of one position for all documents or one each,
+        [batch, d_vocab], or of a mask, [selected, d_vocab] in row order. Nothing after the last is run.
     groups: for some axes, in how many parts of neighbouring entries they are swept: {"channel": 8}.
     read_only: of states, change what is read at the position, and not the states after it.
     batch_size: documents times cells to run at once; None for what is fast and fits.

@@ -1,7 +1,7 @@
 """TransformerLens's sweeps, by their own names. All take `(model, corrupted_tokens, clean_cache, metric)`.
 
-The same numbers, in the dtype of the metric; and every option of `patch_sweep`, of which `logit_positions`
-saves most. Works on any mixer that has the hook: layers without one are NaN.
+The same numbers, in the dtype of the metric; and every option of `patch_sweep`. Works on any mixer that has
+the hook: layers without one are NaN.
 """
 
 from dataclasses import replace

@@ -45,7 +45,9 @@ def test_every_hook_of_every_architecture_can_be_swept(kind):
     moved = 0
     outside = hooks_outside(case.model)
     for name in hooks_with_positions(case.model):
-        if name in outside:  # test_between
+        if name in outside:
+            with pytest.raises(ValueError, match="does not lie between the inputs and the metric"):
+                patching.patch_sweep(case.model, case.corrupted, case.cache, case.metric, name, ("pos",))
             continue
         swept = patching.patch_sweep(
             case.model, case.corrupted, case.cache, case.metric, name, index_df=cells
