@@ -24,6 +24,7 @@ from experiments.mechanism import NOT_LEARNED, STORES
 from experiments.sweeps.tables import Tables
 
 NAMED = ("key", "value", "query")
+LEAST_GAP = 0.01  # of the probability that the corruption costs; with less the paper does not divide by it
 RESAMPLES = 2000
 
 
@@ -65,7 +66,7 @@ def as_published(runs: pd.DataFrame, attributions: dict[str, pd.DataFrame]) -> d
     best = first.loc[first.sort_values("lr", kind="stable").chosen_by.idxmax()]
     found = {"published_accuracy": best.selection_accuracy, "published_lr": best.lr}
     found["published_gap"] = best.published_gap
-    if best.run in attributions:
+    if best.run in attributions and best.published_gap > LEAST_GAP:
         found |= {f"published_{k}": v for k, v in last_input(attributions[best.run], "original").items()}
     return found
 
