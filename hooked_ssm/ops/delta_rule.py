@@ -9,8 +9,8 @@ q, k [d_key], v, w, o [d_value], beta and a numbers, S [d_key, d_value]; before 
 arXiv:2412.06464. Equivalently S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T.
 
 One function, two paths. The fast path takes a chunk of positions at a time (`chunked_delta_rule`). The
-explicit path, taken when decays, writes or states are asked for, takes one position after the other and holds
-all states (`delta_rule_path`). Looking changes no bit: see `unless_edited`.
+explicit path, taken when decays, writes or states are asked for, holds all states: by chunks too
+(`delta_rule_states`), or compiled, one position after the other. Looking changes no bit: see `unless_edited`.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from .backends import call_of, implementation, in_one_dtype
 from .chunked_delta_rule import chunked_delta_rule
-from .delta_rule_path import TORCH, Inputs, Path, Walker, with_graph
+from .delta_rule_path import Inputs, Path, Walker, with_graph
+from .delta_rule_states import TORCH
 from .looking import unless_edited
 from .state_edit import check_edited
 from .trajectory_edit import Setting, hand_out
@@ -127,12 +128,12 @@ def explicit_delta_rule(
     if edit_write is not None:
         trajectory = with_graph(inputs, nothing, nothing, path, walker)[2]
         writes = hand_out("writes", trajectory, edit_write, lambda: again().writes)
-        if writes.cuts:
+        if writes.set_at is not None:
             again()
     if edit_state is not None:
         trajectory = with_graph(inputs, writes, nothing, path, walker)[3]
         states = hand_out("states", trajectory, edit_state, lambda: again().states)
-        if states.cuts:
+        if states.set_at is not None:
             again()
     o, last, *_ = with_graph(inputs, writes, states, path, walker)
     return plain, (o, last)

@@ -9,6 +9,7 @@ With g_t what the loss sends to h_t directly, its total derivative runs the same
 (with conjugates where a and h are complex).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .backends import call_of, implementation
+from .grouped_scan import scan_after
 
 
 def linear_scan(
@@ -88,38 +90,52 @@ def run_scan(
     values: Tensor | None = None,
     set_at: Tensor | None = None,
 ) -> Tensor:
-    """The reference form of `Run`: a loop over positions, in Python."""
     states = torch.empty_like(write)
-    h = initial
-    cuts = positions_set(set_at)
-    # Slices are taken once, by unbind: the arithmetic is then one addcmul a position.
-    for t, (a, w, out) in enumerate(zip(decay.unbind(1), write.unbind(1), states.unbind(1), strict=True)):
-        h = out.copy_(w) if h is None else torch.addcmul(w, a, h, out=out)
-        if t in cuts and values is not None:
-            torch.where(cuts[t], values[:, t], out, out=out)
+    if write.shape[1] == 0:
+        return states
+    decay = narrow(decay)
+    first = write[:, 0] if initial is None else torch.addcmul(write[:, 0], decay[:, 0], initial)
+    if set_at is not None and values is not None:
+        first = torch.where(set_at[:, 0], values[:, 0], first)
+    states[:, 0] = first
+    later = (None if x is None else x[:, 1:] for x in (decay, write, states, set_at, values))
+    scan_after(first, *later)  # pyright: ignore[reportArgumentType]
     return states
 
 
 def total_gradient(grad: Tensor, decay: Tensor, set_at: Tensor | None = None) -> Tensor:
-    """The reference form of `Reverse`: a loop over positions, in Python."""
-    total = torch.empty_like(decay).copy_(grad)
-    lambdas, decays = total.unbind(1), decay.conj().resolve_conj().unbind(1)
-    cuts = positions_set(set_at)
-    for t in range(len(lambdas) - 1, 0, -1):
-        a = decays[t].masked_fill(cuts[t], 0) if t in cuts else decays[t]
-        lambdas[t - 1].addcmul_(a, lambdas[t])
+    total = torch.empty_like(decay)
+    if grad.shape[1] == 0:
+        return total
+    total[:, -1] = grad[:, -1]
+    decay = narrow(decay).conj().resolve_conj()
+    earlier, cut = grad[:, :-1], None if set_at is None else set_at[:, 1:]
+    scan_after(total[:, -1], decay[:, 1:], earlier, total[:, :-1], cut, earlier, backwards=True)
     return total
 
 
-TORCH = LinearScan(run_scan, total_gradient)
+def narrow(decay: Tensor) -> Tensor:
+    """Decays [batch, pos, ...] without the repetitions along axes, but for the positions'."""
+    for dim in range(decay.ndim):
+        if dim != 1 and decay.stride(dim) == 0:
+            decay = decay.narrow(dim, 0, min(1, decay.shape[dim]))
+    return decay
 
 
-def positions_set(set_at: Tensor | None) -> dict[int, Tensor]:
-    """Of the mask [batch, pos, ...], the positions where anything is set."""
-    if set_at is None:
-        return {}
-    anything = set_at.any(dim=tuple(dim for dim in range(set_at.ndim) if dim != 1)).tolist()
-    return {t: cut for t, cut in enumerate(set_at.unbind(1)) if anything[t]}
+def in_single(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Half precision is computed in single."""
+
+    def computed(first: Tensor, *others: Tensor | None) -> Tensor:
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        if dtype == first.dtype:
+            return function(first, *others)
+        others = tuple(x if x is None or x.dtype == torch.bool else x.to(dtype) for x in others)
+        return function(first.to(dtype), *others).to(first.dtype)
+
+    return computed
+
+
+TORCH = LinearScan(in_single(run_scan), in_single(total_gradient))
 
 
 def times_previous(total: Tensor, states: Tensor, initial: Tensor | None) -> Tensor:

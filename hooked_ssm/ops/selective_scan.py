@@ -5,9 +5,9 @@ Per channel c and state dimension n, with step dt, input x, and B, C depending o
     h_t[c, n] = exp(dt_t[c] A[c, n]) h_{t-1}[c, n] + dt_t[c] x_t[c] B_t[n]         decay, write
     y_t[c]    = sum_n h_t[c, n] C_t[n]                                             read
 
-This is the operator, and its reference form in torch. That has two paths, the same numbers to the last bit:
-the fast path holds one chunk of states at a time; the explicit path, taken when decays, writes or states are
-asked for, holds them all.
+This is the operator, and its form in torch, which has two paths. The fast path (`blocked_scan`) holds the
+states of one block of documents and channels at a time; the explicit path, taken when decays, writes or
+states are asked for, holds all. Looking changes no bit: see `unless_edited`.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .backends import call_of, implementation, in_one_dtype
-from .chunked_scan import chunked_selective_scan, make_decay, read_states, sum_channels
+from .blocked_scan import blocked_selective_scan, by_state, read_states, sum_channels
 from .linear_scan import linear_scan
+from .looking import Watched, unless_edited
+from .memory import empty
 from .state_edit import check_edited, scan_with_edits
 
 Edit = Callable[[Tensor], object]
@@ -63,25 +65,44 @@ def torch_selective_scan(
     edit_write: Edit | None,
     edit_state: Edit | None,
 ) -> tuple[Tensor, Tensor]:
-    """The reference form: a loop over positions, in Python."""
     y_dtype = x.dtype
-    x, dt, A, B, C, initial = in_one_dtype(x, dt, A, B, C, initial)
-    shared = B.ndim == 3 and C.ndim == 3
-    if shared and edit_decay is None and edit_write is None and edit_state is None:
-        y, last_state = chunked_selective_scan(x, dt, A, B, C, initial)
-        return y.to(y_dtype), last_state
+    inputs = in_one_dtype(x, dt, A, B, C, initial)
+    edits = edit_decay, edit_write, edit_state
+    if not any(edits):
+        y, last = blocked_selective_scan(*inputs)
+        return y.to(y_dtype), last
+    watched = [None if edit is None else Watched(edit) for edit in edits]
+    with torch.no_grad():
+        exact = blocked_selective_scan(*inputs)
+    plain = seen = explicit_selective_scan(*inputs, *watched)
+    if any(watch is not None and watch.edited for watch in watched):
+        with torch.no_grad():
+            plain = explicit_selective_scan(*inputs)
+    y, last = map(unless_edited, exact, seen, plain)
+    return y.to(y_dtype), last
 
+
+def explicit_selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial: Tensor | None,
+    edit_decay: Edit | None = None,
+    edit_write: Edit | None = None,
+    edit_state: Edit | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same with all states in memory, for arguments of one dtype."""
     decay = _edited("decay", _Decay.apply(dt, A), edit_decay)
-    u = (dt * x).transpose(0, 1).unsqueeze(2)
-    write = _from_time_major(u.contiguous() * _time_major(B).contiguous())
+    write = ((dt * x).unsqueeze(2) * by_state(B)).transpose(2, 3)
     write = _edited("write", write, edit_write)
-    if initial is not None:
-        initial = initial.transpose(1, 2).contiguous().transpose(1, 2)
     if edit_state is None:
         states = linear_scan(decay, write, initial)
     else:
         states = scan_with_edits(decay, write, edit_state, initial)
-    return _Read.apply(states, C).to(y_dtype), states[:, -1].clone(memory_format=torch.contiguous_format)  # pyright: ignore
+    y = _Read.apply(states, C)
+    return y, states[:, -1].clone(memory_format=torch.contiguous_format)  # pyright: ignore[reportReturnType]
 
 
 def _check_shapes(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None) -> None:
@@ -114,17 +135,7 @@ def _edited(name: str, tensor: Tensor, edit: Edit | None) -> Tensor:
     return check_edited(name, returned, tensor)
 
 
-# The explicit path keeps the chunks' order in memory, [pos, batch, d_state, d_inner], and shows it to callers
-# as [batch, pos, d_inner, d_state]: what it computes is then the same arithmetic on the same runs of memory.
-
-
-def _time_major(tensor: Tensor) -> Tensor:
-    """[batch, pos, d_inner, d_state] or [batch, pos, d_state] -> [pos, batch, d_state, d_inner or 1]."""
-    return tensor.permute(1, 0, 3, 2) if tensor.ndim == 4 else tensor.transpose(0, 1).unsqueeze(3)
-
-
-def _from_time_major(tensor: Tensor) -> Tensor:
-    return tensor.permute(1, 0, 3, 2)
+# In memory the explicit path has [batch, pos, d_state, d_inner], as blocks do, and shows callers a transpose.
 
 
 class _Decay(torch.autograd.Function):
@@ -133,25 +144,19 @@ class _Decay(torch.autograd.Function):
     @staticmethod
     def forward(ctx, dt, A):
         ctx.save_for_backward(dt, A)
-        batch, pos, d_inner = dt.shape
-        d_state = A.shape[1]
-        strides = (d_state * d_inner, batch * d_state * d_inner, 1, d_inner)
-        decay = dt.new_empty_strided((batch, pos, d_inner, d_state), strides)
-        make_decay(dt.transpose(0, 1), A.t().contiguous(), out=_time_major(decay))
+        decay = empty((*dt.shape, A.shape[1]), dt, (0, 1, 3, 2))  # not a view, which no hook could write into
+        torch.mul(dt.unsqueeze(2), A.t(), out=by_state(decay)).exp_()
         return decay
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         dt, A = ctx.saved_tensors
-        dt_t, A_nd = dt.transpose(0, 1), A.t().contiguous()
-        product = dt.new_empty(*dt_t.shape[:2], *A_nd.shape)
-        make_decay(dt_t, A_nd, out=product)
-        product.mul_(_time_major(grad))
-        grad_dt = torch.empty_like(dt_t)
-        read_states(product, A_nd.expand(1, 1, *A_nd.shape), out=grad_dt)
-        grad_A = product.mul_(dt_t.unsqueeze(2)).sum((0, 1))
-        return grad_dt.transpose(0, 1), grad_A.t()
+        of_exponent = (dt.unsqueeze(2) * A.t()).exp_().mul_(grad.transpose(2, 3))
+        grad_dt = torch.empty_like(dt, memory_format=torch.contiguous_format)
+        read_states(of_exponent, A.t().expand(1, 1, *A.t().shape), out=grad_dt)
+        grad_A = of_exponent.mul_(dt.unsqueeze(2)).sum((0, 1))
+        return grad_dt, grad_A.t()
 
 
 class _Read(torch.autograd.Function):
@@ -161,19 +166,18 @@ class _Read(torch.autograd.Function):
     def forward(ctx, states, C):
         ctx.save_for_backward(states, C)
         y = states.new_empty(states.shape[:3])
-        read_states(_time_major(states), _time_major(C), out=y.transpose(0, 1))
+        read_states(by_state(states), by_state(C), out=y)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         states, C = ctx.saved_tensors
-        grad_t = grad.transpose(0, 1).contiguous()
         grad_states = grad_C = None
         if ctx.needs_input_grad[0]:
-            grad_states = _from_time_major(grad_t.unsqueeze(2) * _time_major(C))
+            grad_states = (grad.unsqueeze(2) * by_state(C)).transpose(2, 3)
         if ctx.needs_input_grad[1] and C.ndim == 3:
-            grad_C = sum_channels(grad_t, _time_major(states)).transpose(0, 1)
+            grad_C = sum_channels(grad, by_state(states))
         elif ctx.needs_input_grad[1]:
-            grad_C = _from_time_major(_time_major(states) * grad_t.unsqueeze(2))
+            grad_C = (by_state(states) * grad.unsqueeze(2)).transpose(2, 3)
         return grad_states, grad_C

@@ -86,7 +86,7 @@ def scan_with_edits(
         raw = seen.detach()
     else:
         raw = scan.run(decay.detach(), write.detach(), first)
-    set_at = None if untouched and _same_view(values, seen) else values.detach() != raw
+    set_at = None if untouched and _same_view(values, seen) else differing(values.detach(), raw)
     if mask is not None:
         set_at = mask.expand_as(values) if set_at is None else mask | set_at
     if set_at is not None and not set_at.any():
@@ -125,6 +125,12 @@ def _check_mask(mask: object, seen: Tensor) -> None:
         raise ValueError(
             f"StateEdit.mask must broadcast to the states' {tuple(seen.shape)}, got {tuple(mask.shape)}."
         ) from error
+
+
+def differing(values: Tensor, raw: Tensor) -> Tensor:
+    """Where the two differ. What is no number in both does not."""
+    differs = values != raw
+    return differs & ((values == values) | (raw == raw)) if differs.any() else differs
 
 
 def _same_view(one: Tensor, other: Tensor) -> bool:

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .linear_scan import positions_set
-from .state_edit import StateEdit, _beyond, _check_mask, _same_view, check_edited
+from .state_edit import StateEdit, _beyond, _check_mask, _same_view, check_edited, differing
 
 
 class Setting(NamedTuple):
@@ -26,13 +25,13 @@ class Setting(NamedTuple):
 
     values: [batch, pos, ...], computed with where set.
     carried: receives the total gradient of what is not set.
-    cuts: for the positions with set entries, which ones [batch, ...].
+    set_at: which entries are set [batch, pos, ...], if any is.
     stop: whether the values as a whole were detached, so that gradients stop there.
     """
 
     values: Tensor | None = None
     carried: Tensor | None = None
-    cuts: dict[int, Tensor] = {}
+    set_at: Tensor | None = None
     stop: bool = False
 
 
@@ -62,12 +61,13 @@ def hand_out(
     if version is not None and mask is None and not written and _same_view(values, seen):
         return Setting(values, carried)
     raw = again() if written and again is not None else trajectory
-    same = torch.equal(values, raw)
-    cuts = {}
-    if not same or mask is not None:
-        changed = values.detach() != raw.detach()
-        cuts = positions_set(changed if mask is None else mask | changed)
-    return Setting(values, carried, cuts, trajectory.requires_grad and not values.requires_grad)
+    set_at = None
+    if mask is not None or not torch.equal(values, raw):
+        set_at = differing(values.detach(), raw.detach())
+        set_at = set_at if mask is None else mask | set_at
+    if set_at is not None and not set_at.any():
+        set_at = None
+    return Setting(values, carried, set_at, trajectory.requires_grad and not values.requires_grad)
 
 
 class _Handed(torch.autograd.Function):

@@ -23,10 +23,9 @@ def walk(inputs: Inputs, writes: Setting, states: Setting) -> Path:
         S = initial.detach().clone(memory_format=torch.contiguous_format)
     o, errors, w = (v.new_empty(v.shape) for _ in range(3))
     path = Path(o, errors, w, empty((batch, pos, heads, d_key, d_value), v))
-    w_shape, s_shape = path.writes.shape, path.states.shape
     arrays = (
         *(q, k, v, beta, _or_nothing(decay, v, 3), S),
-        *(_values(writes, v, 4), _mask(writes, w_shape), _values(states, v, 5), _mask(states, s_shape)),
+        *(_values(writes, v, 4), _mask(writes, 4), _values(states, v, 5), _mask(states, 5)),
         *path,
     )
     split(kernels.forward, batch * heads, 4 * path.states.numel(), *_numpy(arrays))
@@ -57,7 +56,7 @@ def back(
     nothing = [_or_nothing(x, v, ndim) for x, ndim in ((decay, 3), (do, 4), (dwrites, 4), (dstates, 5))]
     arrays = (
         *(q, k, beta, nothing[0], first, path.errors, path.writes, path.states),
-        *(_mask(writes, path.writes.shape), writes.stop, _mask(states, path.states.shape), states.stop),
+        *(_mask(writes, 4), writes.stop, _mask(states, 5), states.stop),
         *(*nothing[1:], lam, _or_nothing(dq, v, 4), dk, dv, dbeta, _or_nothing(ddecay, v, 3)),
         *(mu_total, _or_nothing(lam_total, v, 5)),
     )
@@ -78,14 +77,11 @@ def _or_nothing(x: Tensor | None, like: Tensor, ndim: int) -> Tensor:
 
 
 def _values(edit: Setting, like: Tensor, ndim: int) -> Tensor:
-    return _or_nothing(edit.values if edit.cuts else None, like, ndim)
+    return _or_nothing(None if edit.set_at is None else edit.values, like, ndim)
 
 
-def _mask(edit: Setting, shape: torch.Size) -> Tensor:
+def _mask(edit: Setting, ndim: int) -> Tensor:
     """[batch, pos, ...], of bytes."""
-    if not edit.cuts:
-        return torch.empty((0,) * len(shape), dtype=torch.uint8)
-    mask = torch.zeros(shape, dtype=torch.bool)
-    for t, cut in edit.cuts.items():
-        mask[:, t] = cut
-    return mask.view(torch.uint8)
+    if edit.set_at is None:
+        return torch.empty((0,) * ndim, dtype=torch.uint8)
+    return edit.set_at.contiguous().view(torch.uint8)

@@ -5,12 +5,11 @@ runs of entries. A group goes through all positions before the next one begins.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hooked_ssm.ops.linear_scan import LinearScan
+from hooked_ssm.ops.linear_scan import LinearScan, in_single
 from hooked_ssm.ops.memory import empty
 
 from .arithmetic import conjugate, fma, kernel
@@ -41,20 +40,7 @@ def total_gradient(grad: Tensor, decay: Tensor, set_at: Tensor | None = None) ->
     return total
 
 
-def _in_single(function: Any) -> Any:
-    """Half precision is computed in single."""
-
-    def computed(first: Tensor, *others: Tensor | None) -> Tensor:
-        dtype = torch.promote_types(first.dtype, torch.float32)
-        if dtype == first.dtype:
-            return function(first, *others)
-        others = tuple(x if x is None or x.dtype == torch.bool else x.to(dtype) for x in others)
-        return function(first.to(dtype), *others).to(first.dtype)
-
-    return computed
-
-
-NUMBA = LinearScan(_in_single(run_scan), _in_single(total_gradient))
+NUMBA = LinearScan(in_single(run_scan), in_single(total_gradient))
 
 
 class _Layout:

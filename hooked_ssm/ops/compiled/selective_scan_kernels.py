@@ -5,7 +5,7 @@ channel]; B and C the same where channels have their own, else [batch, pos, stat
 [state, channel], stays in the first cache while it goes through all positions. What is looked at is written
 to memory on the way, and changes nothing: h = fma(decay, h, write), y = fma(h, C, y), in the order of states.
 
-The backward pass, with the equations and letters of `ops.chunked_scan`, computes a chunk of positions again
+The backward pass, with the equations and letters of `ops.blocked_scan`, computes a chunk of positions again
 from the state before it, and goes back through it.
 """
 

@@ -33,6 +33,15 @@ def then(decay, write, next_decay, next_write):
     return decay * next_decay, tl.fma(next_decay, write, next_write)
 
 
+@triton.jit
+@no_type_check
+def then_unless_set(decay, write, is_set, next_decay, next_write, next_is_set):
+    """The same where states may be set: `is_set` is not 0 if the map gives `write` whatever h is. (A decay of
+    0 would do, but for an h that is infinite.)"""
+    write = tl.where(next_is_set != 0, next_write, tl.fma(next_decay, write, next_write))
+    return decay * next_decay, write, tl.maximum(is_set, next_is_set)
+
+
 INTERPRETED = not isinstance(then, triton.runtime.JITFunction)
 
 

@@ -1,8 +1,8 @@
 """The delta rule by chunks, in Triton: `hooked_ssm.ops.delta_rule`, whose names this uses, for a GPU.
 
 `chunk_forward` and `chunk_backward` say what each kernel computes: within a chunk of positions a triangular
-system, in its WY form; between chunks the state. The reference takes one position after the other, and holds
-every state, once something is hooked. Here
+system, in its WY form; between chunks the state. The reference holds every state once something is hooked.
+Here
 
 - decays are factors, and writes are what the kernels leave anyway;
 - states are formed at the positions that are asked for (by `At`; else at all), and nowhere else;
@@ -55,7 +55,7 @@ def triton_delta_rule(
             trajectory = to_hand_out(kind, o, path, inputs, edits, forced, chunk)
             setting = hand_out_at(kind, trajectory, edit, len(positions) == length)
             edits = edits._replace(**{kind: Seen(positions, setting)})
-            if setting.cuts:
+            if setting.set_at is not None:
                 forced = forced_by(edits, inputs, chunk)
                 o, path = walk(inputs, forced, chunk)
     return with_graph(o, path, inputs, edits, forced, chunk)

@@ -55,7 +55,7 @@ def triton_linear_attention(
         states = to_hand_out("states", o, path, inputs, edits, forced, chunk)
         setting = hand_out_at("states", states, edit_state, len(positions) == length)
         edits = edits._replace(states=Seen(positions, setting))
-        if setting.cuts:
+        if setting.set_at is not None:
             forced = forced_by(edits, inputs, chunk)
             o, path = walk(inputs, forced, chunk)
     return with_graph(o, path, inputs, edits, forced, chunk)

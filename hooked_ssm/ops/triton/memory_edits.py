@@ -11,20 +11,26 @@ from .memory import Forced, Inputs, Sizes, at, index
 
 
 class Seen(NamedTuple):
-    """A trajectory at some positions, and what its hook returned: `cuts` by index in these positions."""
+    """A trajectory at some positions, and what its hook returned."""
 
     positions: tuple[int, ...] = ()
     setting: Setting = Setting()
 
     @property
     def set_positions(self) -> tuple[int, ...]:
-        return tuple(self.positions[i] for i in self.setting.cuts)
+        return tuple(self.positions[i] for i in self._where_set())
 
     def set_values(self) -> tuple[Tensor, Tensor]:
         """Where something is set: the values [batch, n, ...], and which of them count."""
-        assert self.setting.values is not None
-        mask = torch.stack(list(self.setting.cuts.values()), 1).to(torch.int8)
-        return at(self.setting.values.detach(), list(self.setting.cuts)).contiguous(), mask
+        assert self.setting.values is not None and self.setting.set_at is not None
+        where = self._where_set()
+        values, mask = (at(x, where) for x in (self.setting.values.detach(), self.setting.set_at))
+        return values.contiguous(), mask.to(torch.int8)
+
+    def _where_set(self) -> list[int]:
+        """Of these positions, the indices of those with set entries."""
+        set_at = self.setting.set_at
+        return [] if set_at is None else set_at.transpose(0, 1).flatten(1).any(1).nonzero()[:, 0].tolist()
 
     def kept(self) -> "Seen":
         """Without what would tie a graph to itself."""
@@ -48,11 +54,11 @@ class Edits(NamedTuple):
 def forced_by(edits: Edits, inputs: Inputs, chunk: int) -> Forced:
     """As numbers."""
     forced = Forced(dropped=edits.changed)
-    if edits.writes.setting.cuts:
+    if edits.writes.setting.set_at is not None:
         values, mask = edits.writes.set_values()
         forced = forced._replace(alone=edits.writes.set_positions, write_values=values, write_mask=mask)
     forced = with_ends(forced, (*edits.states.set_positions, *edits.changed), Sizes(inputs, chunk), inputs.v)
-    if edits.states.setting.cuts:
+    if edits.states.setting.set_at is not None:
         assert forced.values is not None and forced.mask is not None
         where = index([forced.ends.index(p) for p in edits.states.set_positions], inputs.v)
         values, mask = edits.states.set_values()

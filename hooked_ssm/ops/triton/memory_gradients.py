@@ -193,10 +193,8 @@ class Gradients:
         if total is None:
             return [None, None]
         total = put_known(total, seen.positions, known, known_at)
-        carried = total.clone() if seen.setting.cuts else total
-        for i, cut in seen.setting.cuts.items():
-            carried[:, i].masked_fill_(cut, 0)
-        return [total, carried]
+        set_at = seen.setting.set_at
+        return [total, total if set_at is None else total.masked_fill(set_at, 0)]
 
     def by_group(self, x: Tensor, like: Tensor) -> Tensor:
         """A gradient by head, summed over the heads that share it."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..at import At
-from ..state_edit import StateEdit, _beyond, _check_mask, _same_view, check_edited
+from ..state_edit import StateEdit, _beyond, _check_mask, _same_view, check_edited, differing
 from .common import accumulator, check_runnable, on_device_once, slots
 from .scan_launch import (
     Given,
@@ -167,7 +167,7 @@ def _with_states(inputs: Any, plan: _Plan, at: _At) -> tuple[Tensor, Tensor]:
         raw = copy
         if raw is None:
             raw = seen.detach() if untouched else _raw_states(inputs, plan)
-        is_set = values.detach() != raw
+        is_set = differing(values.detach(), raw)
     if mask is not None:
         is_set = mask.expand_as(values) if is_set is None else mask | is_set
     # Of an `At` the rest of the trajectory still takes part: it is never detached as a whole.

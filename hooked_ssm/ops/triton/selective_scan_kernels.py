@@ -6,7 +6,7 @@ One program has one document and D channels, and goes through the positions in c
 takes the n dimensions of the state in turn: of each, a tile [T, D] of decays and writes is made, scanned
 along T in the processor's registers, read into y, and left behind. So no state is written to memory but the
 one before each chunk, from which the backward pass makes the chunk's again. A state that is set has decay 0
-and its value as write. Decays or writes that are given at some positions are loaded there instead of made.
+and its value as write, and is chosen, whatever the one before was. Decays or writes that are given at some positions are loaded there instead of made.
 
 What has a value at some positions only lies in memory as [batch, slot, n, d_inner]; slot[t] is where position
 t's is, -1 where it has none.
@@ -17,7 +17,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from .common import then
+from .common import then, then_unless_set
 
 
 @triton.jit
@@ -46,10 +46,11 @@ def decay_and_write(
     ACC: tl.constexpr,
     STOP: tl.constexpr,
 ):
-    """a and w of state dimension n at positions t [T, 1], channels d [1, D], and where h_{t-1} is cut off.
+    """a and w of state dimension n at positions t [T, 1], channels d [1, D]; where the state is set; and where
+    gradients do not reach h_{t-1}.
 
-    Beyond the document's end, and before its start, a is 1 and w is 0: the state stays. `STOP` cuts all of a
-    position with a slot, set or not, as gradients see it that were stopped at the states.
+    Beyond the document's end, and before its start, a is 1 and w is 0: the state stays. `STOP` cuts gradients
+    off at all of a position with a slot, set or not.
     """
     inside = (t >= 0) & (t < length)
     ok = inside & (d < channels)
@@ -63,17 +64,31 @@ def decay_and_write(
         slot = tl.load(write_slot + t, mask=inside, other=-1).to(tl.int64)
         given = tl.load(write + (slot * n_state + n) * channels + d, mask=ok & (slot >= 0), other=0.0)
         w = tl.where(slot >= 0, given.to(ACC), w)
-    cut = t < -1  # nowhere
+    here = (t < -1) & (d < channels)  # nowhere
+    cut = here
     if set_slot is not None:
         slot = tl.load(set_slot + t, mask=inside, other=-1).to(tl.int64)
         place = (slot * n_state + n) * channels + d
-        here = ok & (slot >= 0)
-        cut = tl.load(is_set + place, mask=here, other=0) != 0
-        w = tl.where(cut, tl.load(values + place, mask=here & cut, other=0.0).to(ACC), w)
-        a = tl.where(cut, 0.0, a)
-        if STOP:
+        cut = ok & (slot >= 0)
+        here = tl.load(is_set + place, mask=cut, other=0) != 0
+        w = tl.where(here, tl.load(values + place, mask=cut & here, other=0.0).to(ACC), w)
+        a = tl.where(here, 0.0, a)
+        if not STOP:
             cut = here
-    return a, w, cut
+    return a, w, here, cut
+
+
+@triton.jit
+@no_type_check
+def states_after(start, a, w, here, SET: tl.constexpr):
+    """h [T, D] of a chunk after the state `start` [1, D]; `SET`: whether it is w where `here`."""
+    if SET:
+        product, h, cut_off = tl.associative_scan((a, w, here.to(a.dtype)), 0, then_unless_set)
+        h = tl.where(cut_off != 0, h, tl.fma(product, start, h))
+    else:
+        product, h = tl.associative_scan((a, w), 0, then)
+        h = tl.fma(product, start, h)
+    return h
 
 
 @triton.jit
@@ -168,7 +183,7 @@ def forward(
             slot = tl.load(state_slot + t, mask=t < length, other=-1).to(tl.int64)
         for n in range(0, n_state):
             A_1d = tl.load(A + d * A_d + n * A_n, mask=d < channels, other=0.0).to(ACC)
-            a, w, _ = decay_and_write(
+            a, w, here, _ = decay_and_write(
                 t,
                 d,
                 n,
@@ -192,8 +207,8 @@ def forward(
                 ACC,
                 False,
             )
-            product, h = tl.associative_scan((a, w), 0, then)
-            h = tl.fma(product, tl.sum(tl.where(dims == n, carry, 0.0), 0)[None, :], h)
+            start = tl.sum(tl.where(dims == n, carry, 0.0), 0)[None, :]
+            h = states_after(start, a, w, here, set_slot is not None)
             y_td = tl.fma(h, tl.load(C + t * C_t + d * C_d + n * C_n, mask=ok, other=0.0).to(ACC), y_td)
             if states is not None:
                 place = (slot * n_state + n) * channels + d
@@ -334,7 +349,7 @@ def backward(
         ddt_td = tl.zeros([T, D], dtype=ACC)
         for n in range(0, n_state):
             A_1d = tl.load(A + d * A_d + n * A_n, mask=d < channels, other=0.0).to(ACC)
-            a, w, cut = decay_and_write(
+            a, w, here, cut = decay_and_write(
                 t,
                 d,
                 n,
@@ -360,10 +375,9 @@ def backward(
             )
             start = ((k * tl.num_programs(0) + b) * n_state + n) * channels + d
             h_start = tl.load(starts + start, mask=d < channels, other=0.0)
-            product, h = tl.associative_scan((a, w), 0, then)
-            h = tl.fma(product, h_start, h)
+            h = states_after(h_start, a, w, here, set_slot is not None)
 
-            a_next, _, cut_next = decay_and_write(
+            a_next, _, _, cut_next = decay_and_write(
                 t + 1,
                 d,
                 n,
@@ -409,7 +423,7 @@ def backward(
                 prev_ok = (t > 0) & (t - 1 < length) & (d < channels) & (row > 0)
                 dt_prev = tl.load(dt + (t - 1) * dt_t + d * dt_d, mask=prev_ok, other=0.0).to(ACC)
                 x_prev = tl.load(x + (t - 1) * x_t + d * x_d, mask=prev_ok, other=0.0).to(ACC)
-                a_prev, w_prev, _ = decay_and_write(
+                a_prev, w_prev, prev_here, _ = decay_and_write(
                     t - 1,
                     d,
                     n,
@@ -435,8 +449,7 @@ def backward(
                 )
                 a_prev = tl.where(row == 0, 1.0, a_prev)
                 w_prev = tl.where(row == 0, 0.0, w_prev)
-                product, h_prev = tl.associative_scan((a_prev, w_prev), 0, then)
-                h_prev = tl.fma(product, h_start, h_prev)
+                h_prev = states_after(h_start, a_prev, w_prev, prev_here & (row > 0), set_slot is not None)
                 slot = tl.load(decay_slot + t, mask=inside, other=-1).to(tl.int64)
                 place = (slot * n_state + n) * channels + d
                 tl.store(grad_decay + place, dw * h_prev, mask=ok & (slot >= 0))

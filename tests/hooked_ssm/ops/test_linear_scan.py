@@ -45,11 +45,14 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(linear_scan, sample(2, 4, 3))
 
 
-def test_whole_is_two_halves():
+def test_whole_is_two_halves(backend):
+    """To the bit where positions are taken one after the other."""
     decay, write, initial = sample(2, 9, 3)
     first = linear_scan(decay[:, :4], write[:, :4], initial)
     second = linear_scan(decay[:, 4:], write[:, 4:], first[:, -1])
-    assert torch.equal(linear_scan(decay, write, initial), torch.cat([first, second], 1))
+    tolerance = 0 if backend == "numba" else 1e-13
+    halves = torch.cat([first, second], 1)
+    torch.testing.assert_close(linear_scan(decay, write, initial), halves, rtol=tolerance, atol=tolerance)
 
 
 def test_memory_order_of_the_inputs_changes_no_number():

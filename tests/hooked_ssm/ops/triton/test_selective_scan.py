@@ -249,6 +249,30 @@ def test_a_backward_hook_of_a_module_sees_the_total_derivative(patched):
     assert_all_close([*got, seen["triton"]], [*want, seen["reference"]])
 
 
+# The interpreter computes both sides of a choice, and numpy warns of the one that is no number.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("positions", [None, (6,)], ids=["everywhere", "at 6"])
+def test_infinity_ends_where_a_state_is_set(positions):
+    """In the middle of the second of three tiles; the gradient of what it was set to is the reference's."""
+    inputs = sample(1, 10, 3, 2)
+    with torch.no_grad():
+        inputs[0][:, 1, :2] = torch.inf
+
+    def edit(h):
+        h = h.clone()
+        h[:, 6 if positions is None else 0, :1] = theta
+        return h
+
+    edit_state = edit if positions is None else At(positions, edit)
+    (y, last), (wanted, wanted_last) = (f(*inputs, edit_state=edit_state) for f in (triton_scan, reference))
+    assert y[:, 6:, 0].isfinite().all() and last[:, 0].isfinite().all() and y[..., 2].isfinite().all()
+    assert not y[:, 1:, 1].isfinite().any()
+    after = [x[:, 6:, 0] for x in (y, wanted)]
+    assert_all_close([*after, last[:, 0]], [after[1], after[1], wanted_last[:, 0]])
+    of_theta, wanted_of_theta = (torch.autograd.grad(x.square().sum(), theta)[0] for x in after)
+    torch.testing.assert_close(of_theta, wanted_of_theta)
+
+
 def test_only_the_states_need_a_gradient():
     inputs = [tensor.detach() for tensor in sample(*SHAPE)]
     for positions in (None, (5,)):
