@@ -6,7 +6,8 @@ One program has one document and D channels, and goes through the positions in c
 takes the n dimensions of the state in turn: of each, a tile [T, D] of decays and writes is made, scanned
 along T in the processor's registers, read into y, and left behind. So no state is written to memory but the
 one before each chunk, from which the backward pass makes the chunk's again. A state that is set has decay 0
-and its value as write, and is chosen, whatever the one before was. Decays or writes that are given at some positions are loaded there instead of made.
+and its value as write, and is chosen whatever the one before was. Decays or writes that are given at some
+positions are loaded there instead of made.
 
 What has a value at some positions only lies in memory as [batch, slot, n, d_inner]; slot[t] is where position
 t's is, -1 where it has none.
@@ -46,7 +47,7 @@ def decay_and_write(
     ACC: tl.constexpr,
     STOP: tl.constexpr,
 ):
-    """a and w of state dimension n at positions t [T, 1], channels d [1, D]; where the state is set; and where
+    """a and w of state dimension n at positions t [T, 1], channels d [1, D]; where the state is set; where
     gradients do not reach h_{t-1}.
 
     Beyond the document's end, and before its start, a is 1 and w is 0: the state stays. `STOP` cuts gradients
