@@ -69,8 +69,8 @@ def our_steps(ours: HookedSSM, tokens: torch.Tensor, state):
 
 
 def their_generation(theirs: MambaForCausalLM, prompt: torch.Tensor):
-    return theirs.generate(
-        prompt,  # pyright: ignore[reportArgumentType]
+    return theirs.generate(  # pyright: ignore[reportAttributeAccessIssue]
+        prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=GENERATED,
         do_sample=False,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from hooked_ssm.config import HookedSSMConfig
 from hooked_ssm.hooks import Hook
 from hooked_ssm.layers import ACTIVATIONS, init_matrix
+from hooked_ssm.ops.memory import matrix_product
 
 
 class GatedMLP(nn.Module):
@@ -38,5 +39,6 @@ class GatedMLP(nn.Module):
         self.b_out.zero_()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        pre = self.hook_pre(x @ self.W_gate)
-        return self.hook_post(self.act(pre) * self.hook_pre_linear(x @ self.W_in)) @ self.W_out
+        pre = self.hook_pre(matrix_product(x, self.W_gate))
+        post = self.hook_post(self.act(pre) * self.hook_pre_linear(matrix_product(x, self.W_in)))
+        return matrix_product(post, self.W_out)

@@ -29,6 +29,15 @@ def linear(x: Float[Tensor, "*batch d_in"], layer: nn.Linear) -> Float[Tensor, "
     return F.linear(x, layer.weight, layer.bias)
 
 
+def affine(
+    x: Float[Tensor, "batch pos d_in"], W: Float[Tensor, "d_in d_out"], b: Float[Tensor, " d_out"]
+) -> Float[Tensor, "batch pos d_out"]:
+    """x W + b, fast as in `linear`."""
+    if few_rows(x, W):
+        return product_of_few_rows(x, W, b)
+    return torch.addmm(b, x.flatten(0, 1), W).unflatten(0, x.shape[:2])
+
+
 class Linear(nn.Linear):
     """`nn.Linear` whose `reset_parameters` restores the model's own initial distribution.
 
@@ -188,9 +197,8 @@ class MLP(nn.Module):
         self.b_out.zero_()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        pre = self.hook_pre(torch.addmm(self.b_in, x.flatten(0, 1), self.W_in).unflatten(0, x.shape[:2]))
-        post = self.hook_post(self.act(pre))
-        return torch.addmm(self.b_out, post.flatten(0, 1), self.W_out).unflatten(0, x.shape[:2])
+        pre = self.hook_pre(affine(x, self.W_in, self.b_in))
+        return affine(self.hook_post(self.act(pre)), self.W_out, self.b_out)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from hooked_ssm.config import HookedSSMConfig, MixerConfig
 from hooked_ssm.hooks import Hook
 from hooked_ssm.layers import init_matrix
 from hooked_ssm.mixers.base import Activations, Mixer
+from hooked_ssm.ops.memory import few_rows
 from hooked_ssm.ops.rotary import turned, turns
 
 
@@ -139,7 +140,9 @@ def project(
     b: Float[Tensor, "head d_head"] | None,
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Each head's linear map of its own input, or of one input for all heads."""
-    if x.shape[2] == 1:
+    if few_rows(x, W) and x.shape[2] == 1:  # without making one matrix of all heads' first
+        y = (x.flatten(0, 2) @ W).transpose(0, 1).unflatten(0, x.shape[:2])
+    elif x.shape[2] == 1:
         flat = x.flatten(0, 2) @ W.transpose(0, 1).flatten(1)
         y = flat.unflatten(1, (W.shape[0], W.shape[2])).unflatten(0, x.shape[:2])
     else:

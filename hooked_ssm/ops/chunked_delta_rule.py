@@ -47,6 +47,8 @@ def chunked_delta_rule(
     `chunk`, the most positions that a chunk has, changes rounding only.
     """
     batch, pos, heads, _ = q.shape
+    if pos == 1 and initial is not None:
+        return one_position(q, k, v, beta, log_decay, initial)
     n_chunks = math.ceil(pos / (chunk or (pos if pos <= LONGEST_CHUNK else CHUNK)))
     length = math.ceil(pos / n_chunks)
     missing = n_chunks * length - pos  # filled up with positions that write nothing and keep everything
@@ -65,6 +67,16 @@ def chunked_delta_rule(
     )
     o = o.reshape(batch, heads, n_chunks * length, -1)[:, :, :pos].transpose(1, 2)
     return o.contiguous(), last.unflatten(0, (batch, heads))
+
+
+def one_position(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, initial: Tensor
+) -> tuple[Tensor, Tensor]:
+    """S = a S + k (beta (v - (a S)^T k))^T and its read, for documents that are continued token by token."""
+    q, k, v, beta = (x[:, 0].unsqueeze(2) for x in (q, k, v, beta))
+    S = initial if log_decay is None else initial * log_decay[:, 0, :, None, None].exp()
+    S = torch.addcmul(S, k.mT, beta.unsqueeze(2) * (v - k @ S))
+    return (q @ S).transpose(1, 2), S
 
 
 class _Decays(NamedTuple):

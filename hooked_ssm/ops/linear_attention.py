@@ -147,6 +147,8 @@ def chunked_linear_attention(
     Heads of one group share q and k; their values are the columns of one matrix of a group.
     """
     _, length, heads, d_value = v.shape
+    if length == 1 and initial is not None:
+        return one_position(q, k, v, log_decay, initial)
     by_channel = log_decay is not None and log_decay.ndim == 4
     if by_channel:
         q, k = _by_head(q, heads), _by_head(k, heads)
@@ -184,6 +186,22 @@ def chunked_linear_attention(
         o = o + (from_before if o_scale is None else from_before * o_scale)
     o = o.flatten(3, 4).flatten(1, 2)[:, :length]
     return o, last.transpose(2, 3).flatten(1, 2).contiguous()
+
+
+def one_position(
+    q: Float[Tensor, "batch one group d_key"],
+    k: Float[Tensor, "batch one group d_key"],
+    v: Float[Tensor, "batch one head d_value"],
+    log_decay: Float[Tensor, "batch one head"] | Float[Tensor, "batch one head d_key"] | None,
+    initial: Float[Tensor, "batch head d_key d_value"],
+) -> tuple[Float[Tensor, "batch one head d_value"], Float[Tensor, "batch head d_key d_value"]]:
+    """S = a S + k v^T and its read, as a document that is continued token by token needs them."""
+    q, k = (_by_head(x, v.shape[2])[:, 0] for x in (q, k))
+    if log_decay is not None:
+        decay = log_decay[:, 0].exp()
+        initial = initial * decay.reshape(*decay.shape, *[1] * (4 - decay.ndim))
+    S = torch.addcmul(initial, k.unsqueeze(3), v[:, 0].unsqueeze(2))
+    return (q.unsqueeze(2) @ S).transpose(1, 2), S
 
 
 def default_chunk(length: int, d_value: int, by_channel: bool) -> int:

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from hooked_ssm import HookedSSM
+from hooked_ssm import HookedSSM, layers
 from hooked_ssm.generation import sample
+from hooked_ssm.ops import memory
+from hooked_ssm.ops.memory import product_of_few_rows
 
 from .models import D_VOCAB, scattered
 
@@ -93,3 +95,26 @@ def test_generation_ends_once_every_document_has(model):
 def test_impossible_ways_to_sample_are_refused(model, tokens, options, message):
     with pytest.raises(ValueError, match=message):
         model.generate(tokens, 2, **options)
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["MLP", "gated MLP"])
+@torch.no_grad()
+def test_matrices_too_large_for_a_cache_are_read_once_a_token(gated, monkeypatch):
+    """Those of W_O, MLPs and logits have a product of their own for single tokens: it is the same product."""
+    options = {"act_fn": "silu", "gated_mlp": True} if gated else {}
+    model = scattered("attention", d_model=256, n_layers=1, d_vocab=300, d_mlp=600, **options)
+    tokens = torch.randint(300, (2, 6), generator=torch.Generator().manual_seed(0))
+    wanted, state, steps = model(tokens), None, []
+    read: list[tuple[int, ...]] = []
+
+    def counted(a, b, bias=None):
+        read.append(tuple(b.shape))
+        return product_of_few_rows(a, b, bias)
+
+    for module in (layers, memory):
+        monkeypatch.setattr(module, "product_of_few_rows", counted)
+    for token in tokens.split(1, dim=1):
+        logits, state = model.step(token, state)
+        steps.append(logits)
+    assert len(read) == 6 * (5 if gated else 4)  # W_O, the MLP's, W_U
+    torch.testing.assert_close(torch.cat(steps, dim=1), wanted, rtol=1e-11, atol=1e-11)

@@ -3,11 +3,11 @@
 from torch import Tensor
 
 from .addresses import ZEROS, addresses, array
-from .arithmetic import REASSOCIATED, kernel
+from .arithmetic import REASSOCIATED, fma, kernel
 from .threads import split
 
-STREAMS = 4  # columns, a quarter of the matrix apart, that are read together: one alone does not fill the bus
-BLOCK = 256  # columns that a part adds up together
+STREAMS = 4  # columns, or rows, a quarter of the matrix apart, read together: one does not fill the bus
+BLOCK = 1024  # columns of a part, where rows are added up: long runs of memory, and sums in the first cache
 
 
 def numba_matrix_product(a: Tensor, b: Tensor) -> Tensor:
@@ -60,15 +60,23 @@ def dot_columns(first, last, row, columns, y):
         y[i0], y[i1], y[i2], y[i3] = t0, t1, t2, t3
 
 
-@kernel(fastmath=REASSOCIATED)
+@kernel
 def _add(first, last, rows, matrix, y):
-    """Parts are blocks of columns."""
+    """Parts are blocks of columns, for which rows of the matrix are added up, STREAMS at a time."""
+    apart = len(matrix) // STREAMS
     for part in range(first, last):
         begin, end = part * BLOCK, min(part * BLOCK + BLOCK, matrix.shape[1])
         for r in range(len(rows)):
-            out = y[r, begin:end]
+            x, out = rows[r], y[r, begin:end]
             out[:] = 0
-            for i in range(len(matrix)):
-                piece, x = matrix[i, begin:end], rows[r, i]
+            for i0 in range(apart):
+                i1, i2, i3 = i0 + apart, i0 + 2 * apart, i0 + 3 * apart
+                x0, x1, x2, x3 = x[i0], x[i1], x[i2], x[i3]
+                p0, p1 = matrix[i0, begin:end], matrix[i1, begin:end]
+                p2, p3 = matrix[i2, begin:end], matrix[i3, begin:end]
                 for j in range(end - begin):
-                    out[j] += x * piece[j]
+                    out[j] = fma(x3, p3[j], fma(x2, p2[j], fma(x1, p1[j], fma(x0, p0[j], out[j]))))
+            for i in range(STREAMS * apart, len(matrix)):
+                xi, p = x[i], matrix[i, begin:end]
+                for j in range(end - begin):
+                    out[j] = fma(xi, p[j], out[j])
