@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -54,7 +55,18 @@ class Hook(HookPoint):
 
     def __call__(self, x: Tensor) -> Any:
         """At once where nothing would see it: a token that is generated passes hundreds of idle hooks."""
-        return super().__call__(x) if self.attached or _has_any_global_hook() else x
+        if not (self.attached or _has_any_global_hook()):
+            return x
+        edits = _edits.get()
+        if edits is None:
+            return super().__call__(x)
+        before = x.detach().clone()
+        after = super().__call__(x)
+        if not (
+            isinstance(after, Tensor) and after.dtype == before.dtype and torch.equal(after.detach(), before)
+        ):
+            edits.append(self)
+        return after
 
     def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         if self.positions is not None and self.attached and x.shape[self.pos_dim] != len(self.positions):
@@ -69,6 +81,20 @@ class Hook(HookPoint):
         if not self.attached:
             return None
         return self if self.positions is None else At(self.positions, self)
+
+
+_edits: ContextVar[list[Hook] | None] = ContextVar("the hooks that edited", default=None)
+
+
+@contextmanager
+def noting_edits() -> Iterator[list[Hook]]:
+    """Inside, the list gets every hook that hands on anything but the values that it was handed."""
+    edits: list[Hook] = []
+    token = _edits.set(edits)
+    try:
+        yield edits
+    finally:
+        _edits.reset(token)
 
 
 def idle(modules: Iterable[nn.Module | None]) -> bool:

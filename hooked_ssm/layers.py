@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hooked_ssm.config import HookedSSMConfig
 from hooked_ssm.hooks import Hook
-from hooked_ssm.ops.memory import few_rows, product_of_few_rows
+from hooked_ssm.ops.memory import few_rows, matrix_product, product_of_few_rows
 from hooked_ssm.ops.rms_norm import rms_norm
 
 # "gelu_new" is the approximation by tanh.
@@ -27,15 +27,6 @@ def linear(x: Float[Tensor, "*batch d_in"], layer: nn.Linear) -> Float[Tensor, "
     if few_rows(x, layer.weight):
         return product_of_few_rows(x, layer.weight.t(), layer.bias)
     return F.linear(x, layer.weight, layer.bias)
-
-
-def affine(
-    x: Float[Tensor, "batch pos d_in"], W: Float[Tensor, "d_in d_out"], b: Float[Tensor, " d_out"]
-) -> Float[Tensor, "batch pos d_out"]:
-    """x W + b, fast as in `linear`."""
-    if few_rows(x, W):
-        return product_of_few_rows(x, W, b)
-    return torch.addmm(b, x.flatten(0, 1), W).unflatten(0, x.shape[:2])
 
 
 class Linear(nn.Linear):
@@ -197,8 +188,9 @@ class MLP(nn.Module):
         self.b_out.zero_()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        pre = self.hook_pre(affine(x, self.W_in, self.b_in))
-        return affine(self.hook_post(self.act(pre)), self.W_out, self.b_out)
+        pre = self.hook_pre(matrix_product(x.flatten(0, 1), self.W_in, self.b_in).unflatten(0, x.shape[:2]))
+        post = self.hook_post(self.act(pre))
+        return matrix_product(post.flatten(0, 1), self.W_out, self.b_out).unflatten(0, x.shape[:2])
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_ssm.config import HookedSSMConfig, MixerConfig
-from hooked_ssm.hooks import Hook, idle
+from hooked_ssm.hooks import Hook, idle, noting_edits
 from hooked_ssm.layers import Linear, linear
 from hooked_ssm.mixers.base import Activations, AttentionFreeMixer
 from hooked_ssm.mixers.heads import head_weights
@@ -188,11 +188,22 @@ class Mamba(AttentionFreeMixer):
     def extend(
         self, u: Float[Tensor, "batch pos d_model"], state: MambaState | None = None
     ) -> tuple[Float[Tensor, "batch pos d_model"], MambaState]:
+        if state is None or state.conv is None or not self.steps(u):
+            return self.explicit(u, state)
+        eps = self.mixer_cfg.inner_norm_eps
+        out, conv, ssm = mamba_step(u[:, 0], self.step_weights, state.conv, state.ssm, eps)
+        stepped = out.unsqueeze(1), MambaState(conv, ssm)
+        if idle(self._modules.values()):
+            return stepped
+        # It rounds otherwise. So who looks sees what the equations give, and changes no bit by it.
+        with noting_edits() as edits:
+            seen = self.explicit(u, state)
+        return seen if edits else stepped
+
+    def explicit(
+        self, u: Float[Tensor, "batch pos d_model"], state: MambaState | None
+    ) -> tuple[Float[Tensor, "batch pos d_model"], MambaState]:
         conv, ssm = (None, None) if state is None else state
-        if conv is not None and ssm is not None and self.steps(u):
-            eps = self.mixer_cfg.inner_norm_eps
-            out, conv, ssm = mamba_step(u[:, 0], self.step_weights, conv, ssm, eps)
-            return out.unsqueeze(1), MambaState(conv, ssm)
         x, gate, conv = self.ssm_input(u, conv)
         dt, B, C = self.selection(x)
         x, B, C = self.by_head(x, B, C)
@@ -212,7 +223,7 @@ class Mamba(AttentionFreeMixer):
         return self.gated_write(read + self.D * x, gate), MambaState(conv, ssm)
 
     def steps(self, u: Float[Tensor, "batch pos d_model"]) -> bool:
-        """Whether u is a token that is generated, on a CPU, and nobody looks at what `mamba_step` skips."""
+        """Whether u is a token that is generated, on a CPU, by what `mamba_step` computes."""
         return (
             u.shape[1] == 1
             and u.device.type == "cpu"
@@ -223,7 +234,7 @@ class Mamba(AttentionFreeMixer):
             and type(self.in_proj) is type(self.x_proj) is type(self.out_proj) is Linear
             and type(self.dt_proj) is DtProj
             and type(self.conv1d) is ShortConv
-            and idle(self._modules.values())
+            and idle((self.in_proj, self.x_proj, self.dt_proj, self.out_proj, self.conv1d))
         )
 
     @property

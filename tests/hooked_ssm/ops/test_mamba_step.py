@@ -188,19 +188,34 @@ def test_with_a_graph_they_do_not(model, taken):
 
 
 @torch.no_grad()
-def test_whatever_is_attached_in_a_layer_sees_every_token(model, taken):
+def test_whatever_is_attached_in_a_layer_sees_every_token_and_changes_no_bit(model):
     wanted = run(model, [1] * 9)
     names = [name for name in model.hook_dict if name.startswith("blocks.1.mixer.")]
     names = [name for name in names if name not in model.unavailable_hooks()]
     assert len(names) > 12
     for name in names:
-        taken.clear()
         fired = []
         with model.hooks(fwd_hooks=[(name, lambda tensor, hook, fired=fired: fired.append(1))]):
-            got = run(model, [1] * 9)
-        assert len(fired) == 9 and taken == [3] * 8, name  # the other layer, but for the first token
-        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
-    assert len(run(model, [1] * 9)) and len(taken) == 8 + 16
+            assert torch.equal(run(model, [1] * 9), wanted) and len(fired) == 9, name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("setting", ["returned", "in place"])
+def test_whatever_edits_in_a_layer_edits_its_tokens(model, setting):
+    """Twice the value at every token, set in steps, against the same in a run over all."""
+    names = [name for name in model.hook_dict if name.startswith("blocks.1.mixer.")]
+    names = [name for name in names if name not in model.unavailable_hooks()]
+
+    def edit(tensor: Tensor, hook) -> Tensor | None:
+        if setting == "returned":
+            return 2 * tensor
+        tensor.mul_(2)
+
+    for name in names:
+        if name.endswith("ssm_state"):
+            continue  # a run hands out all of them unedited
+        with model.hooks(fwd_hooks=[(name, edit)]):
+            torch.testing.assert_close(run(model, [1] * 9), model(TOKENS), rtol=1e-11, atol=1e-11, msg=name)
 
 
 @torch.no_grad()
@@ -242,7 +257,7 @@ def test_an_edit_at_one_token_of_a_continuation_is_carried_on(model, taken):
     for t in range(5, 9):
         logits, state = model.step(TOKENS[:, t : t + 1], state)
         got.append(logits)
-    assert len(taken) == 1 + 4 * 2
+    assert len(taken) == 2 + 4 * 2
     torch.testing.assert_close(torch.cat(got, 1), wanted[:, 5:], rtol=1e-12, atol=1e-12)
 
 
