@@ -170,7 +170,7 @@ class Problem:
         replaced: whether it is looked at for what the clean run has there, which then must not be the same
             whatever the tokens.
         """
-        base, clean = (
-            BaseRun(self.model, tokens, self.slots, whole=True) for tokens in (self.corrupted, self.clean)
-        )
-        check_between(base, name, clean.activations([name])[name] if replaced else None)
+        base, clean = BaseRun(self.model, self.corrupted, self.slots, whole=True), None
+        if replaced:
+            clean = BaseRun(self.model, self.clean, self.slots, whole=True).activations([name])[name]
+        check_between(base, name, clean)
