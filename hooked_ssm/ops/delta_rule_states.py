@@ -22,18 +22,35 @@ In a column, what comes before anything is set is computed as if nothing were, t
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .causal_matrix import linear_attention_matrix
 from .delta_rule_path import Inputs, Path, PathGradients, Walker
-from .grouped_scan import scan_after
+from .grouped_scan import positions_set, scan_after
 from .memory import empty
 from .trajectory_edit import Setting
 
 CHUNK = 32  # positions, at most
+
+
+class _Sets(NamedTuple):
+    """What is set in a chunk. cut: which entries [batch, pos, ...]; where: at which positions there are any."""
+
+    cut: Tensor
+    values: Any
+    where: list[int]
+
+    def columns(self, columns: Any) -> "_Sets":
+        values = None if self.values is None else self.values[..., columns]
+        return _Sets(self.cut[..., columns], values, self.where)
+
+    def alike(self) -> Tensor:
+        """`cut` [..., column], with one column if all are alike."""
+        some, first = self.cut[:, self.where], self.cut[..., :1]
+        return first if torch.equal(some, first[:, self.where].expand_as(some)) else self.cut
 
 
 @torch.no_grad()
@@ -41,41 +58,52 @@ def walk(inputs: Inputs, writes: Setting, states: Setting) -> Path:
     k, v = inputs.k, inputs.v
     o, errors, w = (v.new_empty(v.shape) for _ in range(3))
     path = Path(o, errors, w, empty((*k.shape, v.shape[-1]), v))
-    for span in _spans(k.shape[1]):
-        _fill(path, span, inputs, writes, states)
-        if states.set_at is not None and not path.states[:, span].isfinite().all():
+    for span, w_sets, s_sets in _chunks(k.shape[1], writes, states):
+        _fill(path, span, inputs, w_sets, s_sets)
+        if s_sets is not None and not path.states[:, span].sum().isfinite():
             # 0 times infinity is no number: what is set ends chunks, instead of being a decay of 0 in them.
-            for piece in _ending_where_set(span, states.set_at):
-                _fill(path, piece, inputs, writes, states)
+            for piece in _ending_where_set(span, s_sets):
+                _fill(path, piece, inputs, *(_sets(piece, edit) for edit in (writes, states)))
     return path
 
 
-def _fill(path: Path, span: slice, inputs: Inputs, writes: Setting, states: Setting) -> None:
+def _fill(path: Path, span: slice, inputs: Inputs, w_sets: _Sets | None, s_sets: _Sets | None) -> None:
     q, k, v, beta, decay = _at(span, *inputs[:5])
-    w_cut, w_values = _at(span, writes.set_at, writes.values)
-    s_cut, s_values = _at(span, states.set_at, states.values)
     S, before, factors = path.states[:, span], _before(span, path, inputs), _factors(decay, k)
-
     kept = k if decay is None else k * decay.cumprod(1).unsqueeze(-1)
     recalled = (kept.transpose(1, 2) @ before).transpose(1, 2)
     w = _solve(_system(k, beta, decay), beta.unsqueeze(-1) * (v - recalled))
-    if w_cut is not None or s_cut is not None:
-        if s_cut is not None:
-            scan_after(before, factors, S.new_zeros(()).expand(S.shape), S, s_cut, s_values)
-            recalled = _recalled(k, decay, _earlier(before, S))
-        wanted = beta.unsqueeze(-1) * (v - recalled)
-        if w_cut is not None:
-            wanted = torch.where(w_cut, w_values, wanted)
-        cuts = [cut for cut in (w_cut, None if s_cut is None else s_cut.any(3)) if cut is not None]
-        touched = torch.stack(cuts).any(0).cumsum(1) > 0
-        w = torch.where(touched, _solve(_system(k, beta, decay, w_cut, s_cut), wanted), w)
-        if w_cut is not None:
-            w = torch.where(w_cut, w_values, w)
+    if w_sets is not None or s_sets is not None:
+        touched = _set_columns(w, w_sets, s_sets).cumsum(1) > 0
+        columns = _some(touched)
+        mine = (None if sets is None else sets.columns(columns) for sets in (w_sets, s_sets))
+        again = _edited_writes(k, v[..., columns], beta, decay, before[..., columns], *mine)
+        w[..., columns] = torch.where(touched[..., columns], again, w[..., columns])
     torch.mul(k.unsqueeze(-1), w.unsqueeze(-2), out=S)
-    scan_after(before, factors, S, S, s_cut, s_values)
+    scan_after(before, factors, S, S, *(() if s_sets is None else s_sets[:2]))
     path.writes[:, span] = w
     path.errors[:, span] = v - _recalled(k, decay, _earlier(before, S))
     path.o[:, span] = (q.unsqueeze(-2) @ S).squeeze(-2)
+
+
+def _edited_writes(
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    decay: Tensor | None,
+    before: Tensor,
+    w_sets: _Sets | None,
+    s_sets: _Sets | None,
+) -> Tensor:
+    B = k.new_empty(*k.shape, v.shape[-1])
+    nothing = k.new_zeros(()).expand(B.shape)
+    scan_after(before, _factors(decay, k), nothing, B, *(() if s_sets is None else s_sets[:2]))
+    wanted = beta.unsqueeze(-1) * (v - _recalled(k, decay, _earlier(before, B)))
+    if w_sets is None:
+        return _solve(_system(k, beta, decay, w_sets, s_sets), wanted)
+    wanted = torch.where(w_sets.cut, w_sets.values, wanted)
+    w = _solve(_system(k, beta, decay, w_sets, s_sets), wanted)
+    return torch.where(w_sets.cut, w_sets.values, w)
 
 
 def back(
@@ -92,10 +120,10 @@ def back(
     total = torch.zeros_like(path.states[:, 0]) if dlast is None else dlast
     lams = empty(path.states.shape, inputs.v) if to_states else None
     parts = []
-    for span in reversed([*_spans(inputs.k.shape[1])]):
+    for span, w_sets, s_sets in reversed([*_chunks(inputs.k.shape[1], writes, states)]):
         q, k, beta, decay, errors, w, S = _at(span, *(inputs[i] for i in (0, 1, 3, 4)), *path[1:])
         do_c, dw, dS, kept_lams = _at(span, do, dwrites, dstates, lams)
-        w_cut, s_cut = (_cut(span, edit, x) for edit, x in ((writes, w), (states, S)))
+        w_sets, s_sets = _stopping(w, w_sets, writes), _stopping(S, s_sets, states)
         earlier, factors = _earlier(_before(span, path, inputs), S), _factors(decay, k)
 
         lam = torch.zeros_like(S) if kept_lams is None else kept_lams.zero_()  # g, to begin with
@@ -105,17 +133,21 @@ def back(
             lam += dS
         lam[:, -1] += total
         B = lam.clone()
-        _scan_back(factors, B, s_cut)
-        mu = (k.unsqueeze(-2) @ _without(B, s_cut)).squeeze(-2)
-        mu = _solve(_system(k, beta, decay, w_cut, s_cut), mu if dw is None else mu + dw, transposed=True)
-        kept_mu = _without(mu, w_cut)
+        _scan_back(factors, B, s_sets)
+        wanted = (k.unsqueeze(-2) @ _without(B, s_sets)).squeeze(-2)
+        wanted = wanted if dw is None else wanted + dw
+        mu = _solve(_system(k, beta, decay), wanted, transposed=True)
+        if w_sets is not None or s_sets is not None:
+            columns = _some(_set_columns(w, w_sets, s_sets))
+            mine = (None if sets is None else sets.columns(columns) for sets in (w_sets, s_sets))
+            mu[..., columns] = _solve(_system(k, beta, decay, *mine), wanted[..., columns], transposed=True)
+        kept_mu = _without(mu, w_sets)
         dv = beta.unsqueeze(-1) * kept_mu
 
         lam[:, :-1].addcmul_((factors * k.unsqueeze(-1))[:, 1:], dv[:, 1:].unsqueeze(-2), value=-1)
-        _scan_back(factors, lam, s_cut)
-        kept_lam = _without(lam, s_cut)
-        taken = (factors * earlier @ dv.unsqueeze(-1)).squeeze(-1)
-        dk = (kept_lam @ w.unsqueeze(-1)).squeeze(-1) - taken
+        _scan_back(factors, lam, s_sets)
+        kept_lam = _without(lam, s_sets)
+        dk = (kept_lam @ w.unsqueeze(-1) - factors * (earlier @ dv.unsqueeze(-1))).squeeze(-1)
         dP = torch.addcmul(kept_lam, k.unsqueeze(-1), dv.unsqueeze(-2), value=-1, out=B)
         total = dP[:, 0] * factors[:, 0]
         parts.append(
@@ -137,17 +169,53 @@ def back(
 TORCH = Walker(walk, back)
 
 
-def _spans(length: int) -> Iterator[slice]:
-    """Chunks of at most CHUNK positions, of one length but for the last."""
+def _chunks(
+    length: int, writes: Setting, states: Setting
+) -> Iterator[tuple[slice, _Sets | None, _Sets | None]]:
+    """Chunks of at most CHUNK positions, of one length but for the last, and what is set in them."""
     chunk = math.ceil(length / math.ceil(length / CHUNK))
-    return (slice(begin, min(begin + chunk, length)) for begin in range(0, length, chunk))
+    there = [None if edit.set_at is None else positions_set(edit.set_at) for edit in (writes, states)]
+    for begin in range(0, length, chunk):
+        span = slice(begin, min(begin + chunk, length))
+        yield span, _sets(span, writes, there[0]), _sets(span, states, there[1])
 
 
-def _ending_where_set(span: slice, set_at: Tensor) -> Iterator[slice]:
+def _sets(span: slice, edit: Setting, there: list[bool] | None = None) -> _Sets | None:
+    if edit.set_at is None:
+        return None
+    cut, values = _at(span, edit.set_at, edit.values)
+    where = [t for t, anything in enumerate(positions_set(cut) if there is None else there[span]) if anything]
+    return _Sets(cut, values, where) if where else None
+
+
+def _ending_where_set(span: slice, sets: _Sets) -> Iterator[slice]:
     """The chunk in pieces, of which only last positions have entries that are set."""
-    somewhere = set_at[:, span].transpose(0, 1).flatten(1).any(1).nonzero()[:, 0].tolist()
-    borders = sorted({span.start, *(span.start + t + 1 for t in somewhere), span.stop})
+    borders = sorted({span.start, *(span.start + t + 1 for t in sets.where), span.stop})
     return map(slice, borders, borders[1:])
+
+
+def _stopping(x: Tensor, sets: _Sets | None, edit: Setting) -> _Sets | None:
+    """Where no gradient goes back through what x was computed from."""
+    if not edit.stop:
+        return sets
+    everywhere = torch.ones((), dtype=torch.bool, device=x.device).expand(x.shape)
+    return _Sets(everywhere, None, [*range(x.shape[1])])
+
+
+def _set_columns(w: Tensor, w_sets: _Sets | None, s_sets: _Sets | None) -> Tensor:
+    """The entries of writes [batch, pos, head, column] that are set, or with entries of the state that are."""
+    found = torch.zeros(w.shape, dtype=torch.bool, device=w.device)
+    if w_sets is not None:
+        found |= w_sets.cut
+    if s_sets is not None:
+        found[:, s_sets.where] |= s_sets.cut[:, s_sets.where].any(3)
+    return found
+
+
+def _some(mask: Tensor) -> Any:
+    """The columns [..., column] in which anything is true."""
+    columns = mask.flatten(0, -2).any(0).nonzero()[:, 0]
+    return slice(None) if len(columns) == mask.shape[-1] else columns
 
 
 def _at(span: slice, *tensors: Tensor | None) -> Iterator[Any]:
@@ -177,51 +245,38 @@ def _recalled(k: Tensor, decay: Tensor | None, earlier: Tensor) -> Tensor:
     return recalled if decay is None else decay.unsqueeze(-1) * recalled
 
 
-def _scan_back(factors: Tensor, g: Tensor, cut: Tensor | None) -> None:
+def _scan_back(factors: Tensor, g: Tensor, sets: _Sets | None) -> None:
     """From what reaches every state directly to B', in place."""
-    cut = None if cut is None else cut[:, 1:]
     direct = g[:, :-1]
-    scan_after(g[:, -1], factors[:, 1:], direct, direct, cut, direct, backwards=True)
+    cuts = () if sets is None else (sets.cut[:, 1:], direct)
+    scan_after(g[:, -1], factors[:, 1:], direct, direct, *cuts, backwards=True)
 
 
-def _cut(span: slice, edit: Setting, like: Tensor) -> Tensor | None:
-    """Where no gradient goes back through what was computed."""
-    if edit.stop:
-        return torch.ones((), dtype=torch.bool, device=like.device).expand(like.shape)
-    return None if edit.set_at is None else edit.set_at[:, span]
-
-
-def _without(x: Tensor, cut: Tensor | None) -> Tensor:
-    return x if cut is None else x.masked_fill(cut, 0)
+def _without(x: Tensor, sets: _Sets | None) -> Tensor:
+    return x if sets is None else x.masked_fill(sets.cut, 0)
 
 
 def _system(
     k: Tensor,
     beta: Tensor,
     decay: Tensor | None,
-    w_cut: Tensor | None = None,
-    s_cut: Tensor | None = None,
+    w_sets: _Sets | None = None,
+    s_sets: _Sets | None = None,
 ) -> Tensor:
     """diag(beta) G [batch, head, column, dest, src], with one column if all are alike; triangular, with a
     diagonal that nobody reads."""
     beta = beta.unsqueeze(-1)
-    if w_cut is not None:
-        beta = beta.masked_fill(_by_column(w_cut), 0)
-    if s_cut is None:
+    if w_sets is not None:
+        beta = beta.masked_fill(w_sets.alike(), 0)
+    if s_sets is None:
         G = linear_attention_matrix(k, k, decay).unsqueeze(2)
     else:
-        kept = ~_by_column(s_cut).transpose(3, 4)  # [batch, pos, head, column, key]
+        kept = ~s_sets.alike().transpose(3, 4)  # [batch, pos, head, column, key]
         kept = torch.cat([torch.ones_like(kept[:, :1]), kept[:, :-1]], dim=1) * _factors(decay, k)
         heads, columns = kept.shape[2:4]
         k = k.unsqueeze(3).expand_as(kept).flatten(2, 3)
         G = linear_attention_matrix(k, k, kept.flatten(2, 3)).unflatten(1, (heads, columns))
     return beta.permute(0, 2, 3, 1).unsqueeze(-1) * G
-
-
-def _by_column(cut: Tensor) -> Tensor:
-    """The mask [..., column], with one column if all are alike."""
-    first = cut[..., :1]
-    return first if torch.equal(first.expand_as(cut), cut) else cut
 
 
 def _solve(A: Tensor, x: Tensor, transposed: bool = False) -> Tensor:

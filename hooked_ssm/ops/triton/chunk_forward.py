@@ -170,6 +170,7 @@ def chunk_states(
             S += tl.load(state_added + offsets, mask=at, other=0)
             is_set = tl.load(state_mask + offsets, mask=at, other=0) > 0
             S = tl.where(is_set, tl.load(state_values + offsets, mask=at, other=0), S)
+            S = tl.where(inside, S, 0.0)  # past its end too 0 times infinity was no number
     offsets, inside_it = block_of(bh * (n_chunks + 1) + n_chunks, first_k, first_v, DK, DV, BK, BV)
     tl.store(starts + offsets, S, mask=inside)
 

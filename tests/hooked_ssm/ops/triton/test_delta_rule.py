@@ -88,6 +88,23 @@ def test_edited_decays_are_factors(share):
     compare(sample(6, beta=True), 1e-11, edit_decay=lambda a: share * a, chunk=4)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy's, of 0 times infinity
+def test_infinity_ends_where_a_state_is_set():
+    inputs = sample(8, beta=True)
+    inputs[2][:, 1] = torch.inf
+
+    def edit(states):
+        states = states.clone()
+        states[:, 5, ..., :2] = 0.5
+        return states
+
+    edits = NO_EDITS | {"edit_state": edit}
+    o, last = triton_delta_rule(*inputs, **edits | {"chunk": 4})
+    wanted, wanted_last = torch_delta_rule(*inputs, **edits)
+    assert o[:, 5:, ..., :2].isfinite().all() and not o[:, 1:, ..., 2].isfinite().any()
+    assert_close([o[:, 5:, ..., :2], last[..., :2]], [wanted[:, 5:, ..., :2], wanted_last[..., :2]], 1e-12)
+
+
 def test_looking_changes_no_bit():
     inputs = [None if x is None else x.float() for x in sample(7, beta=True)]
     o, last = triton_delta_rule(*inputs, **NO_EDITS | {"chunk": 4})
