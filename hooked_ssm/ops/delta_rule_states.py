@@ -37,7 +37,7 @@ CHUNK = 32  # positions, at most
 
 
 class _Sets(NamedTuple):
-    """What is set in a chunk. cut: which entries [batch, pos, ...]; where: at which positions there are any."""
+    """What is set in a chunk. cut: which entries [batch, pos, ...]; where: the positions that have any."""
 
     cut: Tensor
     values: Any
@@ -203,7 +203,7 @@ def _stopping(x: Tensor, sets: _Sets | None, edit: Setting) -> _Sets | None:
 
 
 def _set_columns(w: Tensor, w_sets: _Sets | None, s_sets: _Sets | None) -> Tensor:
-    """The entries of writes [batch, pos, head, column] that are set, or with entries of the state that are."""
+    """The entries of writes [batch, pos, head, column] that are set, or of whose states some are."""
     found = torch.zeros(w.shape, dtype=torch.bool, device=w.device)
     if w_sets is not None:
         found |= w_sets.cut
