@@ -68,6 +68,7 @@ class Chart:
                 axes.bar(places, one.ys, width * 0.92, yerr=errors, label=one.name, **style)
         if self.kind == "bars":
             axes.set_xticks(range(len(categories)), [textwrap.fill(str(x), 16) for x in categories])
+            axes.set_xlim(-0.5, len(categories) - 0.5)  # where nothing was measured too
         elif self.x_label in LOGARITHMIC:
             axes.set_xscale("log", base=2)
             axes.set_xticks(categories, [str(x) for x in categories])
