@@ -7,7 +7,6 @@ it is. `run_with_cache` gives a `HookedCache`.
 
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -17,8 +16,8 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities.slice import Slice
 
 from hooked_ssm.cache import HookedCache
-from hooked_ssm.hooks import Hook
-from hooked_ssm.ops.state_edit import StateEdit
+from hooked_ssm.deferred import DeferredDict
+from hooked_ssm.hooks import Hook, Save
 
 BLOCK_ALIASES = {"hook_mixer_out": "hook_attn_out"}
 
@@ -88,7 +87,8 @@ class HookedRoot(HookedRootModule):
                 super().add_hook(match, hook, *args, **kwargs)
 
     def _enable_hook_with_name(self, name: str, hook: Callable, dir: Any) -> None:
-        self._check_fires(name)
+        if not isinstance(hook, Save):  # whose name `get_caching_hooks` has checked
+            self._check_fires(name)
         super()._enable_hook_with_name(name, hook, dir)
 
     def _enable_hooks_for_points(
@@ -135,7 +135,7 @@ class HookedRoot(HookedRootModule):
         Where other hooks edit what is cached, it holds what they leave. Of states that is what they set, with
         the others as they were: the states that grow out of them are what the run goes on with.
         """
-        cache = {} if cache is None else cache
+        cache = DeferredDict() if cache is None else cache
         cut = Slice.unwrap(pos_slice)
         if names_filter is None:
             names = self._matching(lambda name: True)
@@ -146,15 +146,16 @@ class HookedRoot(HookedRootModule):
             for name in names:
                 self._check_fires(name)
 
-        def save(tensor: Tensor | StateEdit, hook: Hook, key: str) -> None:
-            tensor = tensor.states if isinstance(tensor, StateEdit) else tensor
+        def finish(tensor: Tensor, hook: Hook) -> Tensor:
             if remove_batch_dim and len(tensor) != 1:
                 raise ValueError(f"remove_batch_dim is for one document, got a batch of {len(tensor)}.")
-            tensor = cut.apply(tensor.detach(), dim=hook.pos_dim).to(device)
-            cache[key] = tensor[0] if remove_batch_dim else tensor
+            if pos_slice is not None:
+                tensor = cut.apply(tensor, dim=hook.pos_dim)
+            tensor = tensor.to(device)
+            return tensor[0] if remove_batch_dim else tensor
 
-        fwd = [(name, partial(save, key=name)) for name in names]
-        bwd = [(name, partial(save, key=f"{name}_grad")) for name in names] if incl_bwd else []
+        fwd = [(name, Save(cache, name, finish)) for name in names]
+        bwd = [(name, Save(cache, f"{name}_grad", finish)) for name in names] if incl_bwd else []
         return cache, fwd, bwd
 
     def add_caching_hooks(self, *args: Any, **kwargs: Any) -> dict:
@@ -176,7 +177,7 @@ class HookedRoot(HookedRootModule):
         """
         out, cache = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
         if not return_cache_object:
-            return out, cache
+            return out, dict(cache)
         return out, HookedCache(cache, self, has_batch_dim=not remove_batch_dim)
 
     def hook_table(self) -> pd.DataFrame:

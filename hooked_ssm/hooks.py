@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from transformer_lens.hook_points import HookPoint
 
+from hooked_ssm.deferred import Deferred, DeferredDict, can_wait
 from hooked_ssm.ops.at import At
+from hooked_ssm.ops.looking import change_by
+from hooked_ssm.ops.state_edit import StateEdit
 
 
 class Hook(HookPoint):
@@ -40,12 +44,37 @@ class Hook(HookPoint):
         """Whether anything would see this hook fire."""
         return bool(self._forward_hooks or self._backward_hooks or self._forward_pre_hooks)
 
+    @property
+    def can_wait(self) -> bool:
+        """Whether all that is attached is caches, which can have later what they want."""
+        handles, others = self.fwd_hooks, self._backward_hooks or self._forward_pre_hooks
+        plain = len(handles) == len(self._forward_hooks) and not others and self.positions is None
+        return plain and all(isinstance(each.user_hook, Save) and each.user_hook.can_wait for each in handles)
+
+    def later(self, deferred: Deferred) -> None:
+        """Hand what is attached, which `can_wait`, what this hook carries."""
+        for handle in self.fwd_hooks:
+            handle.user_hook.later(deferred, self)  # pyright: ignore
+
+    def put_off(self, compute: Callable[..., Tensor], *inputs: Tensor | None) -> bool:
+        """Whether nobody wants compute(*inputs) at this hook now. Caches are handed it for later."""
+        if not self.attached:
+            return True
+        if not (self.can_wait and can_wait(*inputs)):
+            return False
+        self.later(Deferred(compute, *inputs).then(Tensor.clone))  # in memory of its own, without gaps
+        return True
+
+    def change_of(self, compute: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor | None:
+        """What this hook adds to compute(*inputs), which is computed for it alone; None if nothing."""
+        return None if self.put_off(compute, *inputs) else change_by(self, partial(compute, *inputs))
+
     @contextmanager
     def only(self, positions: Sequence[int]) -> Iterator[None]:
         """Inside, the hook carries these positions alone, increasing: [batch, len(positions), ...].
 
-        For what a recurrence otherwise holds for every position: decays, writes, states (but not H3's). A
-        back end that can do it forms no others. At any other hook a run raises ValueError.
+        For what a recurrence otherwise holds for every position: decays, writes, states. A back end that can
+        do it forms no others. At any other hook a run raises ValueError.
         """
         before, self.positions = self.positions, At(positions, self).positions
         try:
@@ -74,7 +103,7 @@ class Hook(HookPoint):
                 f"this hook ({self.meaning}) cannot carry positions {list(self.positions)} alone: "
                 f"it was handed {x.shape[self.pos_dim]}."
             )
-        return x.clone(memory_format=torch.contiguous_format) if self.copy and self.attached else x
+        return _copy(x) if self.copy and self.attached and not self.can_wait else x
 
     def if_attached(self) -> "Callable[[Tensor], object] | None":
         """This hook if anything is attached to it, else None: for operators that take optional edits."""
@@ -103,3 +132,46 @@ def idle(modules: Iterable[nn.Module | None]) -> bool:
         if m is not None and (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks):
             return False
     return not _has_any_global_hook()
+
+
+def call_hooked(op: Callable[..., Any], *inputs: Tensor | None, **hooks: Hook | None) -> Any:
+    """op(*inputs, edit_x=...) with a hook as every edit.
+
+    If caches are all that is attached to them, the operator runs without, and again for what is read.
+    """
+    attached = {edit: hook for edit, hook in hooks.items() if hook is not None and hook.attached}
+    if all(hook.can_wait for hook in attached.values()) and can_wait(*inputs):
+        for edit, hook in attached.items():
+            hook.later(Deferred(partial(_handed, op, edit), *inputs))
+        return op(*inputs)
+    return op(*inputs, **{edit: hook.if_attached() for edit, hook in attached.items()})
+
+
+def _handed(op: Callable[..., Any], edit: str, *inputs: Tensor | None) -> Tensor:
+    """What the operator hands to this edit."""
+    handed: list[Tensor] = []
+    op(*inputs, **{edit: handed.append})
+    return handed[0]
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+class Save:
+    """What a cache attaches to a hook: `cache[key]` becomes what the hook carries, `finish`ed."""
+
+    def __init__(self, cache: dict[str, Any], key: str, finish: Callable[[Tensor, Hook], Tensor]):
+        self.cache, self.key, self.finish = cache, key, finish
+        self.can_wait = isinstance(cache, DeferredDict)
+
+    def __call__(self, tensor: Tensor | StateEdit, hook: Hook) -> None:
+        tensor = tensor.states if isinstance(tensor, StateEdit) else tensor
+        if hook.copy and hook.can_wait:
+            if can_wait(tensor):
+                return self.later(Deferred(_copy, tensor), hook)
+            tensor = _copy(tensor)
+        self.cache[self.key] = self.finish(tensor.detach(), hook)
+
+    def later(self, deferred: Deferred, hook: Hook) -> None:
+        self.cache[self.key] = deferred.then(lambda tensor: self.finish(tensor, hook))

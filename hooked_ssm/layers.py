@@ -139,10 +139,12 @@ class LayerNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         y = self.normalize(x)
         if self.hook_scale.attached:
+            scale = self.scale(x)
+            hooked = self.hook_scale(scale.clone())
             # The fused norm divided by `scale`; dividing by the hooked value instead is a factor that is
             # exactly 1 where nothing was changed, so that looking changes no bit.
-            scale = self.scale(x)
-            y = y + (y - self.b) * (scale / self.hook_scale(scale.clone()) - 1)
+            if not self.hook_scale.can_wait:
+                y = y + (y - self.b) * (scale / hooked - 1)
         return self.hook_normalized(y)
 
 

@@ -1,9 +1,10 @@
 """What every mixer is: a causal map over positions, with hooks, that can be continued step by step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens import ActivationCache
@@ -97,6 +98,27 @@ class Mixer(nn.Module, ABC):
 
 class AttentionFreeMixer(Mixer):
     """A mixer without softmax, with the methods that TransformerLens's cache looks for in such a one."""
+
+    hook_pattern: Hook
+
+    def through_pattern(
+        self,
+        read: Float[Tensor, "batch pos head d_head"],
+        values: Float[Tensor, "batch pos head d_head"],
+        state: Any,
+        pattern: Callable[..., Tensor],
+        *inputs: Tensor,
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """`read`, and what the matrix pattern(*inputs) as `hook_pattern` edits it reads beyond that."""
+        if not self.hook_pattern.attached:
+            return read
+        if state is not None:
+            name = type(self).__name__
+            raise ValueError(
+                f"hook_pattern of {name} fires on whole documents, not when continuing from a state."
+            )
+        change = self.hook_pattern.change_of(pattern, *inputs)
+        return read if change is None else read + torch.einsum("bhij,bjhd->bihd", change, values)
 
     def compute_effective_attention(
         self, cache: ActivationCache, layer_idx: int, **options: Any

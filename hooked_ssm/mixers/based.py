@@ -20,17 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_ssm.config import HookedSSMConfig, MixerConfig
-from hooked_ssm.hooks import Hook
+from hooked_ssm.hooks import Hook, call_hooked
 from hooked_ssm.layers import Linear
 from hooked_ssm.mixers.base import Activations, AttentionFreeMixer
 from hooked_ssm.mixers.heads import head_weights, project_heads
 from hooked_ssm.ops.linear_attention import explicit_states
-from hooked_ssm.ops.looking import unless_edited
 from hooked_ssm.ops.taylor_attention import (
     TaylorMemory,
     TaylorRead,
-    explicit_taylor_attention,
-    taylor_attention,
+    edited_taylor_attention,
     taylor_features,
 )
 
@@ -127,8 +125,11 @@ class Based(AttentionFreeMixer):
         read, memory = self.read(q, k, v, state)
         y, normalizer = self.hook_y(read.read), self.hook_normalizer(read.normalizer)
         z = y / normalizer.unsqueeze(-1)
-        if self.hook_pattern.attached:
-            z = z + self.pattern_edit(q, k, v, normalizer, state)
+
+        def pattern(q: Tensor, k: Tensor, normalizer: Tensor) -> Tensor:
+            return self.pattern(taylor_features(q), taylor_features(k), normalizer)
+
+        z = self.through_pattern(z, v, state, pattern, q, k, normalizer)
         return self.write(self.hook_z(z.to(dtype))), memory
 
     def read(
@@ -139,38 +140,20 @@ class Based(AttentionFreeMixer):
         memory: TaylorMemory | None,
     ) -> tuple[TaylorRead, TaylorMemory]:
         """By the fast path; where a hook wants what that does not form, explicitly."""
-        hooks = self.hook_q_features, self.hook_k_features, self.hook_ssm_write, self.hook_ssm_state
-        if not any(hook.attached for hook in (*hooks, self.hook_ssm_norm_state)):
-            if self.hook_k.attached:
-                k = k.clone()  # who looks at k may write to it, and the memory keeps it
-            return taylor_attention(q, k, v, memory)
-        q_features, k_features = taylor_features(q), taylor_features(k)
-        with torch.no_grad():
-            exact, exact_memory = taylor_attention(q, k, v, memory)
-            plain, plain_memory = explicit_taylor_attention(q_features, k_features, v, memory)
-        seen, seen_memory = explicit_taylor_attention(
-            self.hook_q_features(q_features),
-            self.hook_k_features(k_features),
-            v,
-            memory,
-            edit_write=self.hook_ssm_write.if_attached(),
-            edit_state=self.hook_ssm_state.if_attached(),
-            edit_norm_state=self.hook_ssm_norm_state.if_attached(),
+        if self.hook_k.attached:
+            k = k.clone()  # who looks at k may write to it, and the memory keeps it
+        features = {"edit_q_features": self.hook_q_features, "edit_k_features": self.hook_k_features}
+        put_off = [
+            hook.put_off(taylor_features, x) for hook, x in zip(features.values(), (q, k), strict=True)
+        ]
+        return call_hooked(
+            edited_taylor_attention,
+            *(q, k, v, *(memory or (None, None, None))),
+            **({} if all(put_off) else features),
+            edit_write=self.hook_ssm_write,
+            edit_state=self.hook_ssm_state,
+            edit_norm_state=self.hook_ssm_norm_state,
         )
-        sums = unless_edited(*(each.settled() for each in (exact_memory, seen_memory, plain_memory)))
-        return TaylorRead(*map(unless_edited, exact, seen, plain)), TaylorMemory(sums)
-
-    def pattern_edit(
-        self, q: Tensor, k: Tensor, v: Tensor, normalizer: Tensor, state: TaylorMemory | None
-    ) -> Float[Tensor, "batch pos head d_head"]:
-        """What the edited pattern reads beyond the unedited one: exactly 0 if it was only looked at."""
-        if state is not None:
-            raise ValueError(
-                "hook_pattern of Based fires on whole documents, not when continuing from a state."
-            )
-        pattern = self.pattern(taylor_features(q), taylor_features(k), normalizer)
-        change = self.hook_pattern(pattern.clone()) - pattern
-        return torch.einsum("bhij,bjhd->bihd", change, v)
 
     @staticmethod
     def pattern(

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_ssm.config import HookedSSMConfig
-from hooked_ssm.hooks import Hook
+from hooked_ssm.hooks import Hook, call_hooked
 from hooked_ssm.layers import Linear, RMSNorm
 from hooked_ssm.mixers.base import Activations, AttentionFreeMixer
 from hooked_ssm.mixers.heads import head_weights, project_heads
@@ -178,24 +178,16 @@ class DeltaMixer(AttentionFreeMixer):
         q, k, v = self.hook_q(unit(q)), self.hook_k(unit(k)), self.hook_v(v)
         beta, log_decay = self.beta(v_input), self.log_decay(v_input)
         q = q * self.d_key**-0.5
-        y, ssm = delta_rule(
-            q,
-            k,
-            v,
-            beta,
-            log_decay,
-            ssm,
-            edit_decay=self.hook_ssm_decay.if_attached() if self.decays else None,
-            edit_write=self.hook_ssm_write.if_attached(),
-            edit_state=self.hook_ssm_state.if_attached(),
+        y, ssm = call_hooked(
+            delta_rule,
+            *(q, k, v, beta, log_decay, ssm),
+            edit_decay=self.hook_ssm_decay if self.decays else None,
+            edit_write=self.hook_ssm_write,
+            edit_state=self.hook_ssm_state,
         )
         if self.hook_pattern.attached:
-            if state is not None:
-                name = type(self).__name__
-                raise ValueError(
-                    f"hook_pattern of a {name} fires on whole documents, not when continuing from a state."
-                )
-            y = y + self.pattern_edit(q, k, v, beta, log_decay)
+            decay = [] if log_decay is None else [log_decay.exp().to(q.dtype)]
+            y = self.through_pattern(y, v, state, delta_rule_matrix, q, k, beta, *decay)
         z = self.norm(self.hook_y(y))
         if self.g_proj is not None:
             z = z * F.silu(self.hook_gate(project_heads(v_input, self.g_proj, heads)))
@@ -221,14 +213,6 @@ class DeltaMixer(AttentionFreeMixer):
             return v_input.new_ones(*v_input.shape[:2], heads)
         beta = project_heads(v_input, self.b_proj, heads).squeeze(-1).sigmoid()
         return self.hook_beta(2 * beta if self.mixer_cfg.allow_neg_eigval else beta)
-
-    def pattern_edit(
-        self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None
-    ) -> Float[Tensor, "batch pos head d_head"]:
-        """What the edited pattern reads beyond the unedited one: exactly 0 if it was only looked at."""
-        pattern = delta_rule_matrix(q, k, beta, None if log_decay is None else log_decay.exp().to(q.dtype))
-        change = self.hook_pattern(pattern.clone()) - pattern
-        return torch.einsum("bhij,bjhd->bihd", change, v)
 
     def states(self, activations: Activations) -> Float[Tensor, "batch pos head d_key d_head"]:
         decay = activations["hook_ssm_decay"] if self.decays else None

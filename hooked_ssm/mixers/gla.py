@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_ssm.config import HookedSSMConfig, MixerConfig
-from hooked_ssm.hooks import Hook
+from hooked_ssm.hooks import Hook, call_hooked
 from hooked_ssm.layers import Linear, RMSNorm
 from hooked_ssm.mixers.base import Activations, AttentionFreeMixer
 from hooked_ssm.mixers.heads import head_weights, project_heads
@@ -131,33 +131,19 @@ class GLA(AttentionFreeMixer):
         gk = gk.to(torch.promote_types(gk.dtype, torch.float32))  # rounded decays would add up
         log_decay = F.logsigmoid(gk) / self.mixer_cfg.gate_logit_normalizer
         q = q * self.d_key**-0.5
-        y, ssm = linear_attention(
-            q,
-            k,
-            v,
-            log_decay,
-            None if state is None else state.ssm,
-            edit_decay=self.hook_ssm_decay.if_attached(),
-            edit_write=self.hook_ssm_write.if_attached(),
-            edit_state=self.hook_ssm_state.if_attached(),
+        y, ssm = call_hooked(
+            linear_attention,
+            *(q, k, v, log_decay, None if state is None else state.ssm),
+            edit_decay=self.hook_ssm_decay,
+            edit_write=self.hook_ssm_write,
+            edit_state=self.hook_ssm_state,
         )
         if self.hook_pattern.attached:
-            y = y + self.pattern_edit(q, k, v, log_decay, state)
+            decay = log_decay.exp().to(q.dtype)
+            y = self.through_pattern(y, v, state, linear_attention_matrix, q, k, decay)
         gate = self.hook_gate(project_heads(v_input, self.g_proj, heads))
         z = self.norm(self.hook_y(y)) * F.silu(gate)
         return self.write(self.hook_z(z)), GLAState(ssm)
-
-    def pattern_edit(
-        self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: GLAState | None
-    ) -> Float[Tensor, "batch pos head d_head"]:
-        """What the edited pattern reads beyond the unedited one: exactly 0 if it was only looked at."""
-        if state is not None:
-            raise ValueError(
-                "hook_pattern of a GLA fires on whole documents, not when continuing from a state."
-            )
-        pattern = linear_attention_matrix(q, k, log_decay.exp().to(q.dtype))
-        change = self.hook_pattern(pattern.clone()) - pattern
-        return torch.einsum("bhij,bjhd->bihd", change, v)
 
     def states(self, activations: Activations) -> Float[Tensor, "batch pos head d_key d_head"]:
         k, v, decay = (activations[name] for name in ("hook_k", "hook_v", "hook_ssm_decay"))

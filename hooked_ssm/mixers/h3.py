@@ -15,6 +15,7 @@ The SSMs are the same at all positions, so each is a convolution with a fixed fi
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -24,11 +25,12 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from hooked_ssm.config import HookedSSMConfig, MixerConfig
-from hooked_ssm.hooks import Hook
+from hooked_ssm.hooks import Hook, call_hooked
 from hooked_ssm.layers import Linear
 from hooked_ssm.mixers.base import Activations, AttentionFreeMixer
 from hooked_ssm.mixers.h3_kernels import DiagonalKernel, ShiftKernel
 from hooked_ssm.ops.complex_edit import edit_as_real, edit_states_as_real
+from hooked_ssm.ops.linear_attention import Edit
 from hooked_ssm.ops.linear_scan import linear_scan
 from hooked_ssm.ops.long_conv import long_conv, toeplitz
 from hooked_ssm.ops.s4d import s4d_filter, s4d_last_state, s4d_response
@@ -195,27 +197,30 @@ class H3(AttentionFreeMixer):
 
         A, B, C = self.kernel.discrete()
         K = with_skip(s4d_filter(A, C * B, q.shape[1]), self.D)
-        recurrence = self.hook_ssm_decay, self.hook_ssm_write, self.hook_ssm_state
-        explicit = any(hook.attached for hook in recurrence)
         x = rearrange(kv, f"{ENTRIES_FIRST} -> {ENTRIES_LAST}").to(K.dtype)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not explicit):
+        edits = call_hooked(
+            recurrence_edit,
+            *(x, A, B, C, self.D, h),
+            edit_decay=self.hook_ssm_decay,
+            edit_write=self.hook_ssm_write,
+            edit_state=self.hook_ssm_state,
+        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and edits is None):
             y = conv_entries(kv, K)
             if h is not None:
                 y = y + rearrange(s4d_response(A, C, h, q.shape[1]), f"{ENTRIES_LAST} -> {ENTRIES_FIRST}")
             last = s4d_last_state(A, B, x, h) if keep_state else None
-        if explicit:
-            y_edit, last_edit = self.recurrence_edit(x, h)
+        if edits is not None:
+            y_edit, last_edit = edits
             y = y + rearrange(y_edit, f"{ENTRIES_LAST} -> {ENTRIES_FIRST}")
             last = None if last is None else last + last_edit
-        if self.hook_filter.attached:
-            edit = edit_of_filter(self.hook_filter, K, len(kv))
+        # What an edit adds, by document. The filter itself stays one for all, which is fast.
+        edit = self.hook_filter.change_of(lambda K: K.repeat(len(kv), 1, 1), K)
+        if edit is not None:
             y, K = y + conv_entries(kv, edit), K + edit
         y = see(self.hook_long_conv, y.to(kv.dtype))
         z = rearrange((y * entries_first(q).unsqueeze(2)).sum(1), "batch d pos head -> batch pos head d")
-        if self.hook_pattern.attached:
-            pattern = causal_matrix(q, k, K)
-            change = self.hook_pattern(pattern.clone()) - pattern
-            z = z + einsum(change, v, "batch head i j, batch j head d_head -> batch i head d_head")
+        z = self.through_pattern(z, v, state, causal_matrix, q, k, K)
         return self.write(self.hook_z(z.to(v.dtype))), H3State(past, last)
 
     def shift_ssm(
@@ -227,47 +232,17 @@ class H3(AttentionFreeMixer):
         kappa = with_skip(self.ssm_k_kernel(at_hand.shape[1]), self.ssm_k_D)
         lags = len(kappa)
         y = long_conv(k, kappa, past)
-        if self.hook_conv_filter.attached:
-            # As many entries as positions, as in every filter: beyond d_state they are 0.
-            kappa = F.pad(kappa, (0, 0, 0, at_hand.shape[1] - lags))
-            edit = edit_of_filter(self.hook_conv_filter, kappa, len(k))
-            y, kappa = y + long_conv(k, edit, past), kappa + edit
-        if self.hook_conv_taps.attached:
-            reached = F.pad(at_hand, (0, 0, lags - 1, 0)).unfold(1, lags, 1)[:, -k.shape[1] :].flip(-1)
-            reached = rearrange(reached, "batch pos channel tap -> batch pos tap channel")
-            taps = reached * kappa[..., :lags, :].unsqueeze(-3)
-            y = y + (self.hook_conv_taps(taps.clone()) - taps).sum(2)
+        # As many entries as positions, as in every filter: beyond d_state they are 0.
+        longer = 0, 0, 0, at_hand.shape[1] - lags
+        edit = self.hook_conv_filter.change_of(lambda kappa: F.pad(kappa, longer).repeat(len(k), 1, 1), kappa)
+        if edit is not None:
+            y, kappa = y + long_conv(k, edit, past), F.pad(kappa, longer) + edit
+        change = self.hook_conv_taps.change_of(
+            partial(taps, positions=k.shape[1]), at_hand, kappa[..., :lags, :]
+        )
+        if change is not None:
+            y = y + change.sum(2)
         return self.hook_conv(y.to(k.dtype)), at_hand[:, 1 - self.d_state :].clone()
-
-    def recurrence_edit(
-        self,
-        kv: Float[Tensor, "batch pos head d_k d_v"],
-        initial: Complex[Tensor, "batch head d_k d_v mode"] | None,
-    ) -> tuple[Float[Tensor, "batch pos head d_k d_v"], Complex[Tensor, "batch head d_k d_v mode"]]:
-        """What edits of the recurrence change, in y and in the last state: 0 where it was only looked at.
-
-        The recurrence is run twice, plainly and edited; the gradients are those of the edited run.
-        """
-        A, B, C = self.kernel.discrete()
-        kv = kv.contiguous()  # for one order of memory in both runs, and so one rounding
-        decay, write = A.expand(*kv.shape[:2], -1, -1).clone(), kv.unsqueeze(-1) * B[:, None, None]
-
-        def read(states: Tensor) -> Tensor:
-            return 2 * (states * C[:, None, None]).sum(-1).real + self.D[:, None, None] * kv
-
-        with torch.no_grad():
-            plain = linear_scan(decay[:, :, :, None, None].expand_as(write), write, initial)
-            y, last = read(plain), plain[:, -1]
-        if self.hook_ssm_decay.attached:
-            decay = edit_as_real("decays", self.hook_ssm_decay, decay)
-        if self.hook_ssm_write.attached:
-            write = edit_as_real("writes", self.hook_ssm_write, write)
-        decay = decay[:, :, :, None, None].expand_as(write)
-        if self.hook_ssm_state.attached:
-            states = scan_with_edits(decay, write, edit_states_as_real(self.hook_ssm_state), initial)
-        else:
-            states = linear_scan(decay, write, initial)
-        return read(states) - y, states[:, -1] - last
 
     def states(self, activations: Activations) -> Float[Tensor, "batch pos head d_k d_v mode part"]:
         A, B, _ = self.kernel.discrete()
@@ -285,11 +260,55 @@ def with_skip(
     return torch.cat([filter[:1] + skip, filter[1:]])
 
 
-def edit_of_filter(
-    hook: Hook, filter: Float[Tensor, "lag channel"], batch: int
-) -> Float[Tensor, "batch lag channel"]:
-    """What an edit adds to the filter, by document. The filter itself stays one for all, which is fast."""
-    return hook(filter.repeat(batch, 1, 1)) - filter
+def taps(
+    keys: Float[Tensor, "batch past_and_pos channel"],
+    kappa: Float[Tensor, "lag channel"] | Float[Tensor, "batch lag channel"],
+    positions: int,
+) -> Float[Tensor, "batch pos tap channel"]:
+    """What each of the keys that a position reaches adds to it."""
+    lags = kappa.shape[-2]
+    reached = F.pad(keys, (0, 0, lags - 1, 0)).unfold(1, lags, 1)[:, -positions:].flip(-1)
+    return rearrange(reached, "batch pos channel tap -> batch pos tap channel") * kappa.unsqueeze(-3)
+
+
+def recurrence_edit(
+    kv: Float[Tensor, "batch pos head d_k d_v"],
+    A: Complex[Tensor, "head mode"],
+    B: Complex[Tensor, "head mode"],
+    C: Complex[Tensor, "head mode"],
+    D: Float[Tensor, " head"],
+    initial: Complex[Tensor, "batch head d_k d_v mode"] | None,
+    *,
+    edit_decay: Edit | None = None,
+    edit_write: Edit | None = None,
+    edit_state: Edit | None = None,
+) -> tuple[Float[Tensor, "batch pos head d_k d_v"], Complex[Tensor, "batch head d_k d_v mode"]] | None:
+    """What edits of the recurrence change, in y and in the last state: 0 where they only look, None if there
+    are none.
+
+    The recurrence is run twice, plainly and edited; the gradients are those of the edited run.
+    """
+    if edit_decay is None and edit_write is None and edit_state is None:
+        return None
+    kv = kv.contiguous()  # for one order of memory in both runs, and so one rounding
+    decay, write = A.expand(*kv.shape[:2], -1, -1).clone(), kv.unsqueeze(-1) * B[:, None, None]
+
+    def read(states: Tensor) -> Tensor:
+        return 2 * (states * C[:, None, None]).sum(-1).real + D[:, None, None] * kv
+
+    with torch.no_grad():
+        plain = linear_scan(decay[:, :, :, None, None].expand_as(write), write, initial)
+        y, last = read(plain), plain[:, -1]
+    if edit_decay is not None:
+        decay = edit_as_real("decays", edit_decay, decay)
+    if edit_write is not None:
+        write = edit_as_real("writes", edit_write, write)
+    decay = decay[:, :, :, None, None].expand_as(write)
+    if edit_state is not None:
+        states = scan_with_edits(decay, write, edit_states_as_real(edit_state), initial)
+    else:
+        states = linear_scan(decay, write, initial)
+    return read(states) - y, states[:, -1] - last
 
 
 # Inside, kv and y have their d_k d_v entries a head as axes before the position, where products with k and q,

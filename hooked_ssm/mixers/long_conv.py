@@ -5,6 +5,8 @@
 It has no exact state of constant size: to go on, it needs all the inputs so far.
 """
 
+from functools import partial
+
 import torch
 from einops import repeat
 from jaxtyping import Float
@@ -31,14 +33,14 @@ class LongConv(nn.Module):
         past: Float[Tensor, "batch past d_model"] | None = None,
     ) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch inputs d_model"]]:
         """Outputs at the positions of x, and all inputs with the given ones, which the next call needs."""
-        if self.hook_filter.attached:
+        copies = partial(repeat, pattern="lag d_model -> batch lag d_model", batch=len(x))
+        if self.hook_filter.put_off(copies, filter):
+            y = long_conv(x, filter, past)
+        else:
             # The edit is a second convolution, exactly 0 if there was none, so that looking changes no bit.
             # Gradients reach the filter through the hook alone.
-            edited = self.hook_filter(repeat(filter, "lag d_model -> batch lag d_model", batch=len(x)))
-            fixed = filter.detach()
+            edited, fixed = self.hook_filter(copies(filter)), filter.detach()
             y = long_conv(x, fixed, past) + long_conv(x, edited - fixed, past)
-        else:
-            y = long_conv(x, filter, past)
         # Not x itself: who has seen it at a hook may write to it.
         inputs = x.clone() if past is None else torch.cat([past, x], dim=1)
         return self.hook_long_conv(y), inputs

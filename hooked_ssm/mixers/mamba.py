@@ -13,6 +13,7 @@ As in the official code, A is discretised by zero-order hold and B by an Euler s
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_ssm.config import HookedSSMConfig, MixerConfig
-from hooked_ssm.hooks import Hook, idle, noting_edits
+from hooked_ssm.hooks import Hook, call_hooked, idle, noting_edits
 from hooked_ssm.layers import Linear, linear
 from hooked_ssm.mixers.base import Activations, AttentionFreeMixer
 from hooked_ssm.mixers.heads import head_weights
@@ -207,19 +208,17 @@ class Mamba(AttentionFreeMixer):
         x, gate, conv = self.ssm_input(u, conv)
         dt, B, C = self.selection(x)
         x, B, C = self.by_head(x, B, C)
-        read, ssm = selective_scan(
-            x,
-            dt,
-            self.A,
-            B,
-            C,
-            ssm,
-            edit_decay=self.hook_ssm_decay.if_attached(),
-            edit_write=self.hook_ssm_write.if_attached(),
-            edit_state=self.hook_ssm_state.if_attached(),
+        A = self.A
+        read, ssm = call_hooked(
+            selective_scan,
+            *(x, dt, A, B, C, ssm),
+            edit_decay=self.hook_ssm_decay,
+            edit_write=self.hook_ssm_write,
+            edit_state=self.hook_ssm_state,
         )
         if self.hook_pattern.attached:
-            read = read + self.pattern_edit(x, dt, B, C, state)
+            by_channel = read.unsqueeze(-1), x.unsqueeze(-1)
+            read = self.through_pattern(*by_channel, state, selective_scan_matrix, dt, A, B, C).squeeze(-1)
         return self.gated_write(read + self.D * x, gate), MambaState(conv, ssm)
 
     def steps(self, u: Float[Tensor, "batch pos d_model"]) -> bool:
@@ -260,13 +259,14 @@ class Mamba(AttentionFreeMixer):
     ) -> tuple[Float[Tensor, "batch pos d_inner"], Tensor, Tensor]:
         """x, B, C through `hook_v`, `hook_k`, `hook_q`. B and C get a channel axis if heads may differ."""
         heads = self.cfg.n_heads
-        if self.hook_v.attached:
-            v = self.hook_v(rearrange(x, "batch pos (head d) -> batch pos head d", head=heads))
-            x = rearrange(v, "batch pos head d -> batch pos (head d)")
-        if self.hook_k.attached:
-            B = self.per_channel(self.hook_k(repeat(B, "batch pos n -> batch pos head n", head=heads)))
-        if self.hook_q.attached:
-            C = self.per_channel(self.hook_q(repeat(C, "batch pos n -> batch pos head n", head=heads)))
+        split = partial(rearrange, pattern="batch pos (head d) -> batch pos head d", head=heads)
+        copies = partial(repeat, pattern="batch pos n -> batch pos head n", head=heads)
+        if not self.hook_v.put_off(split, x):
+            x = self.hook_v(split(x)).flatten(2)
+        if not self.hook_k.put_off(copies, B):
+            B = self.per_channel(self.hook_k(copies(B)))
+        if not self.hook_q.put_off(copies, C):
+            C = self.per_channel(self.hook_q(copies(C)))
         return x, B, C
 
     def per_channel(
@@ -276,18 +276,6 @@ class Mamba(AttentionFreeMixer):
         if self.cfg.n_heads == 1:
             return by_head[:, :, 0]
         return by_head.repeat_interleave(self.d_inner // self.cfg.n_heads, dim=2)
-
-    def pattern_edit(
-        self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, state: MambaState | None
-    ) -> Float[Tensor, "batch pos d_inner"]:
-        """What the edited pattern reads beyond the unedited one: exactly 0 if it was only looked at."""
-        if state is not None:
-            raise ValueError(
-                "hook_pattern of a Mamba fires on whole documents, not when continuing from a state."
-            )
-        pattern = selective_scan_matrix(dt, self.A, B, C)
-        change = self.hook_pattern(pattern.clone()) - pattern
-        return torch.einsum("bcij,bjc->bic", change, x)
 
     def split(
         self,

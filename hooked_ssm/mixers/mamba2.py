@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_ssm.config import HookedSSMConfig, MixerConfig
-from hooked_ssm.hooks import Hook
+from hooked_ssm.hooks import Hook, call_hooked
 from hooked_ssm.layers import Linear
 from hooked_ssm.mixers.base import Activations, AttentionFreeMixer
 from hooked_ssm.mixers.group_norm import GroupRMSNorm
@@ -208,7 +208,8 @@ class Mamba2(AttentionFreeMixer):
         (x, dt, B, C, gate), conv = self.ssm_input(u, conv)
         x = self.hook_v(x)
         recur = partial(self.recur, x=x, dt=dt, state=ssm)
-        if self.hook_q.attached or self.hook_k.attached:
+        put_off = [hook.put_off(self.by_head, M) for hook, M in ((self.hook_k, B), (self.hook_q, C))]
+        if not all(put_off):
             # Products by head round otherwise than those of a group: to what is read without hooks is added
             # what the edits change, exactly 0 if they only looked.
             with torch.no_grad():
@@ -218,8 +219,7 @@ class Mamba2(AttentionFreeMixer):
             read, ssm = (was + (now - before) for was, now, before in zip(exact, seen, plain, strict=True))
         else:
             read, ssm = recur(B, C, hooked=True)
-        if self.hook_pattern.attached:
-            read = read + self.pattern_edit(x, dt, B, C, state)
+        read = self.through_pattern(read, x, state, self.pattern, dt, self.A, B, C)
         return self.gated_write(read, x, gate), Mamba2State(conv, ssm)
 
     def recur(
@@ -234,15 +234,14 @@ class Mamba2(AttentionFreeMixer):
     ) -> tuple[Float[Tensor, "batch pos head d_head"], Float[Tensor, "batch head d_state d_head"]]:
         """The reads S^T C, and the state after the last position."""
         v, log_decay = self.values_and_decays(x, dt)
-        return linear_attention(
-            C,
-            B,
-            v,
-            log_decay,
-            state,
-            edit_decay=self.hook_ssm_decay.if_attached() if hooked else None,
-            edit_write=self.hook_ssm_write.if_attached() if hooked else None,
-            edit_state=self.hook_ssm_state.if_attached() if hooked else None,
+        if not hooked:
+            return linear_attention(C, B, v, log_decay, state)
+        return call_hooked(
+            linear_attention,
+            *(C, B, v, log_decay, state),
+            edit_decay=self.hook_ssm_decay,
+            edit_write=self.hook_ssm_write,
+            edit_state=self.hook_ssm_state,
         )
 
     def values_and_decays(
@@ -276,27 +275,16 @@ class Mamba2(AttentionFreeMixer):
     def pattern(
         self,
         dt: Float[Tensor, "batch pos head"],
+        A: Float[Tensor, " head"],
         B: Float[Tensor, "batch pos group_or_head d_state"],
         C: Float[Tensor, "batch pos group_or_head d_state"],
         *,
         include_dt_scaling: bool = True,
     ) -> Float[Tensor, "batch head dest src"]:
         k, q = (rearrange(self.by_head(M), "batch pos head n -> batch head pos n") for M in (B, C))
-        log_decay = rearrange(dt * self.A, "batch pos head -> batch head pos")
+        log_decay = rearrange(dt * A, "batch pos head -> batch head pos")
         M = (q @ k.mT) * head_products(log_decay)[0]
         return M * rearrange(dt, "batch src head -> batch head 1 src") if include_dt_scaling else M
-
-    def pattern_edit(
-        self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, state: Mamba2State | None
-    ) -> Float[Tensor, "batch pos head d_head"]:
-        """What the edited pattern reads beyond the unedited one: exactly 0 if it was only looked at."""
-        if state is not None:
-            raise ValueError(
-                "hook_pattern of a Mamba2 fires on whole documents, not when continuing from a state."
-            )
-        pattern = self.pattern(dt, B, C)
-        change = self.hook_pattern(pattern.clone()) - pattern
-        return torch.einsum("bhij,bjhd->bihd", change, x)
 
     def split(
         self,
@@ -335,7 +323,7 @@ class Mamba2(AttentionFreeMixer):
         M_ij = C_i . B_j exp(A sum_{j < l <= i} dt_l) dt_j,       the last factor optional.
         """
         dt, B, C = (activations[name] for name in ("hook_ssm_dt", "hook_ssm_B", "hook_ssm_C"))
-        return self.pattern(dt, B, C, include_dt_scaling=include_dt_scaling)
+        return self.pattern(dt, self.A, B, C, include_dt_scaling=include_dt_scaling)
 
 
 SPLIT_HOOKS = {

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from hooked_ssm.hooks import Hook
 from hooked_ssm.ops.depthwise_conv import depthwise_conv
-from hooked_ssm.ops.looking import change_by
 
 
 class ShortConv(nn.Module):
@@ -53,15 +52,17 @@ class ShortConv(nn.Module):
         else:
             padded = torch.cat([past, x], dim=1)
         y = depthwise_conv(padded, self.weight, self.bias)
-        if self.hook_conv_taps.attached:
-            change = change_by(self.hook_conv_taps, lambda: self.taps(padded))
-            y = y if change is None else y + change.sum(2)
+        change = self.hook_conv_taps.change_of(taps, padded, self.weight)
+        if change is not None:
+            y = y + change.sum(2)
         return self.hook_conv(y), padded[:, length:]
 
-    def taps(
-        self, padded: Float[Tensor, "batch past_and_pos channel"]
-    ) -> Float[Tensor, "batch pos tap channel"]:
-        """What each token adds to the outputs at the d_conv positions from its own on."""
-        length = padded.shape[1] - self.d_conv + 1
-        shifted = [padded[:, self.d_conv - 1 - tau :][:, :length] for tau in range(self.d_conv)]
-        return torch.stack([x * self.weight[:, 0, -1 - tau] for tau, x in enumerate(shifted)], dim=2)
+
+def taps(
+    padded: Float[Tensor, "batch past_and_pos channel"], weight: Float[Tensor, "channel 1 tap"]
+) -> Float[Tensor, "batch pos tap channel"]:
+    """What each token adds to the outputs at the d_conv positions from its own on."""
+    d_conv = weight.shape[-1]
+    length = padded.shape[1] - d_conv + 1
+    shifted = [padded[:, d_conv - 1 - tau :][:, :length] for tau in range(d_conv)]
+    return torch.stack([x * weight[:, 0, -1 - tau] for tau, x in enumerate(shifted)], dim=2)

@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .chunk_states import chunk_states, into_chunks
-from .linear_attention import Edit, explicit_states
+from .linear_attention import Edit, edited, explicit_states
 from .linear_scan import linear_scan
+from .looking import unless_edited
 from .state_edit import scan_with_edits
 
 LONGEST_CHUNK = 256  # a document up to this is one chunk
@@ -103,6 +104,40 @@ def taylor_attention(
         memory = TaylorMemory(last)
     o = o.transpose(2, 3).flatten(1, 2)[:, :length]
     return TaylorRead(o[..., :-1], o[..., -1]), memory
+
+
+def edited_taylor_attention(
+    q: Float[Tensor, "batch pos head d_feature"],
+    k: Float[Tensor, "batch pos head d_feature"],
+    v: Float[Tensor, "batch pos head d_value"],
+    sums: Float[Tensor, "batch head feature d_value_and_one"] | None,
+    past_k: Float[Tensor, "batch head past d_feature"] | None,
+    past_v: Float[Tensor, "batch head past d_value_and_one"] | None,
+    *,
+    edit_q_features: Edit | None = None,
+    edit_k_features: Edit | None = None,
+    **edits: Edit,
+) -> tuple[TaylorRead, TaylorMemory]:
+    """By the fast path; where an edit wants what that does not form, explicitly.
+
+    sums, past_k, past_v: the memory. edits: those of `explicit_taylor_attention`. Looking changes no bit.
+    """
+    memory = None if sums is None and past_k is None else TaylorMemory(sums, past_k, past_v)
+    if edit_q_features is None and edit_k_features is None and not edits:
+        return taylor_attention(q, k, v, memory)
+    q_features, k_features = taylor_features(q), taylor_features(k)
+    with torch.no_grad():
+        exact, exact_memory = taylor_attention(q, k, v, memory)
+        plain, plain_memory = explicit_taylor_attention(q_features, k_features, v, memory)
+    seen, seen_memory = explicit_taylor_attention(
+        edited("features of q", q_features.clone(), edit_q_features),
+        edited("features of k", k_features.clone(), edit_k_features),
+        v,
+        memory,
+        **edits,
+    )
+    settled = unless_edited(*(each.settled() for each in (exact_memory, seen_memory, plain_memory)))
+    return TaylorRead(*map(unless_edited, exact, seen, plain)), TaylorMemory(settled)
 
 
 def explicit_taylor_attention(

@@ -246,11 +246,12 @@ def test_a_mixer_that_is_deaf_is_found_out(registry):
 
 
 def test_a_state_edit_that_is_not_carried_on_is_found_out(registry, monkeypatch):
-    def read_only(q, k, v, log_decay, initial, *, edit_decay, edit_write, edit_state):
+    def read_only(q, k, v, log_decay, initial, *, edit_decay=None, edit_write=None, edit_state=None):
         o, last = linear_attention(q, k, v, log_decay, initial, edit_decay=edit_decay, edit_write=edit_write)
         if edit_state is not None:
             states = explicit_states(k, v, log_decay.exp(), initial)
-            o = o + torch.einsum("bphk,bphkv->bphv", q, edit_state(states.clone()) - states)
+            edited = edit_state(states.clone())
+            o = o + torch.einsum("bphk,bphkv->bphv", q, (states if edited is None else edited) - states)
         return o, last
 
     monkeypatch.setattr("hooked_ssm.mixers.gla.linear_attention", read_only)
