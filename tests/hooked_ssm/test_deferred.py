@@ -1,4 +1,4 @@
-"""Activations that are computed when they are read: the same bits as those a hook sees, or a clear refusal."""
+"""Activations that are computed when they are read: the same bits as a hook sees, or a clear refusal."""
 
 import pickle
 
@@ -59,7 +59,7 @@ def test_writing_to_what_they_are_computed_from_is_refused_when_they_are_read():
     model = model_of()
     _, cache = model.run_with_cache(TOKENS)
     cache["blocks.0.mixer.hook_x"].zero_()
-    with pytest.raises(RuntimeError, match=f"'{STATE}' is computed when it is first read, .* written to in p"):
+    with pytest.raises(RuntimeError, match=f"'{STATE}' is computed when .* has been written to in place"):
         cache[STATE]
     cache["blocks.1.mixer.hook_ssm_state"]
     _, cache = model.run_with_cache(TOKENS)

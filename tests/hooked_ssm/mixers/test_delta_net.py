@@ -148,7 +148,7 @@ def test_hook_pattern_does_not_fire_after_a_state(case):
     _, state = mixer.extend(u[:, :4])
     with (
         model.hooks(fwd_hooks=[(AT + "hook_pattern", lambda pattern, hook: None)]),
-        pytest.raises(ValueError, match=f"hook_pattern of a {type(mixer).__name__} fires on whole documents"),
+        pytest.raises(ValueError, match=f"hook_pattern of {type(mixer).__name__} fires on whole documents"),
     ):
         mixer.extend(u[:, 4:], state)
 

@@ -76,5 +76,5 @@ def test_a_pattern_is_of_a_whole_document():
     model = CASES[0].model(n_layers=1)
     _, state = model.step(torch.tensor([[1, 2]]))
     with model.hooks(fwd_hooks=[("blocks.0.mixer.hook_pattern", lambda pattern, hook: None)]):
-        with pytest.raises(ValueError, match="hook_pattern of a GLA fires on whole documents"):
+        with pytest.raises(ValueError, match="hook_pattern of GLA fires on whole documents"):
             model.step(torch.tensor([[3]]), state)

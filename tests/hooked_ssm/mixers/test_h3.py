@@ -157,7 +157,7 @@ def test_the_pattern_is_of_whole_documents():
     _, state = model.step(tokens[:, :4])
     with model.hooks(fwd_hooks=[("blocks.0.mixer.hook_pattern", lambda pattern, hook: None)]):
         model.step(tokens[:, :4])
-        with pytest.raises(ValueError, match="hook_pattern of an H3 fires on whole documents"):
+        with pytest.raises(ValueError, match="hook_pattern of H3 fires on whole documents"):
             model.step(tokens[:, 4:], state)
 
 
