@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hooked_ssm.config import HookedSSMConfig
 from hooked_ssm.hooks import Hook
+from hooked_ssm.ops import onednn
 from hooked_ssm.ops.memory import few_rows, matrix_product, product_of_few_rows
 from hooked_ssm.ops.rms_norm import rms_norm
 
@@ -26,6 +27,8 @@ def linear(x: Float[Tensor, "*batch d_in"], layer: nn.Linear) -> Float[Tensor, "
     """What the layer makes of x. For single tokens, without a graph, as fast as the weights can be read."""
     if few_rows(x, layer.weight):
         return product_of_few_rows(x, layer.weight.t(), layer.bias)
+    if onednn.takes(x, layer.weight.t()):
+        return onednn.product(x, layer.weight.t(), layer.bias)
     return F.linear(x, layer.weight, layer.bias)
 
 

@@ -20,7 +20,7 @@ from hooked_ssm.config import HookedSSMConfig, MixerConfig
 from hooked_ssm.hooks import Hook
 from hooked_ssm.layers import init_matrix
 from hooked_ssm.mixers.base import Activations, Mixer
-from hooked_ssm.ops.memory import few_rows
+from hooked_ssm.ops.memory import few_rows, matrix_product
 from hooked_ssm.ops.rotary import turned, turns
 
 
@@ -143,7 +143,7 @@ def project(
     if few_rows(x, W) and x.shape[2] == 1:  # without making one matrix of all heads' first
         y = (x.flatten(0, 2) @ W).transpose(0, 1).unflatten(0, x.shape[:2])
     elif x.shape[2] == 1:
-        flat = x.flatten(0, 2) @ W.transpose(0, 1).flatten(1)
+        flat = matrix_product(x.flatten(0, 2), W.transpose(0, 1).flatten(1))
         y = flat.unflatten(1, (W.shape[0], W.shape[2])).unflatten(0, x.shape[:2])
     else:
         y = einsum(x, W, "batch pos head d_model, head d_model d_head -> batch pos head d_head")

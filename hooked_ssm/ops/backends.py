@@ -207,8 +207,10 @@ PLAIN = Tensor, torch.nn.Parameter
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether this is a tensor with memory of its own, and not one that is being traced."""
-    return type(tensor) in PLAIN and not torch.compiler.is_compiling()
+    """Whether this is a tensor with memory of its own, and not one that is being traced or transformed."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return type(tensor) in PLAIN
 
 
 def _triton(call: Call) -> str | None:

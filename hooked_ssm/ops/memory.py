@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import onednn
 from .backends import call_of, implementation, is_plain
 
 LARGE = 2**22  # bytes, from which on NumPy asks for large pages
@@ -81,7 +82,14 @@ def matrix_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a b + bias, b a matrix."""
     if few_rows(a, b):
         return product_of_few_rows(a, b, bias)
-    if builds_graph(a, b) or a.dtype != b.dtype or torch.is_autocast_enabled(a.device.type):
+    if onednn.takes(a, b):
+        return onednn.product(a, b, bias)
+    if (
+        builds_graph(a, b)
+        or a.dtype != b.dtype
+        or torch.is_autocast_enabled(a.device.type)
+        or not is_plain(a)
+    ):
         y = a @ b
     else:
         y = torch.matmul(a, b, out=empty((*a.shape[:-1], b.shape[-1]), a))
