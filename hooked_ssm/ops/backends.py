@@ -198,8 +198,8 @@ def _numba(call: Call) -> str | None:
         return f"numba's are for the CPU, the tensors are on {call.device}"
     if call.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
         return f"numba has no {call.dtype}"
-    if torch.compiler.is_compiling() or any(type(tensor) not in PLAIN for tensor in call.inputs.values()):
-        return "it needs tensors with memory, and torch.compile cannot look into it"
+    if _traced() or any(type(tensor) not in PLAIN for tensor in call.inputs.values()):
+        return "it needs tensors with memory, and torch.compile and torch.func cannot look into it"
     return None
 
 
@@ -208,9 +208,11 @@ PLAIN = Tensor, torch.nn.Parameter
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether this is a tensor with memory of its own, and not one that is being traced or transformed."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    return type(tensor) in PLAIN
+    return type(tensor) in PLAIN and not _traced()
+
+
+def _traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _triton(call: Call) -> str | None:
