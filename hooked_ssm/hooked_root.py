@@ -174,6 +174,10 @@ class HookedRoot(HookedRootModule):
 
         names_filter, device, remove_batch_dim, incl_bwd, reset_hooks_end, clear_contexts, pos_slice: as in
         TransformerLens. Other arguments go to `forward`.
+
+        What only hooks want (states, decays, writes, convolution taps, effective attention) is computed when
+        it is first read; see `DeferredDict`. return_cache_object=False gives a plain dictionary, all
+        computed.
         """
         out, cache = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
         if not return_cache_object:
