@@ -49,8 +49,10 @@ AT_130M = {
 @pytest.mark.parametrize("name", AT_130M)
 @torch.no_grad()
 def test_logits_are_transformers_own_at_the_130m_shape(name, monkeypatch):
-    """In float64 to 1e-10. In float32 both are off that, for so many layers amplify rounding; ours up to 4 times
-    as far, where oneDNN multiplies, which adds up in fewer partial sums."""
+    """In float64 to 1e-10. In float32 both are off that, for so many layers amplify rounding.
+
+    Ours up to 4 times as far, where oneDNN multiplies: it adds up in fewer partial sums.
+    """
     theirs = random_model(name, **AT_130M[name])
     assert 120e6 < sum(p.numel() for p in theirs.parameters()) < 170e6
     tokens = torch.randint(50257, (1, 12))
