@@ -14,6 +14,12 @@ def depthwise_conv(
     bias: Float[Tensor, " channel"] | None,
 ) -> Float[Tensor, "batch pos channel"]:
     """Outputs at all but the first k - 1 positions of x, which are the past. weight[..., -1] is w_0."""
+    (channels, _, taps), (_, length, width) = weight.shape, x.shape
+    if width != channels or length < taps:
+        raise ValueError(
+            f"a convolution of {channels} channels and {taps} taps needs as many channels and positions, "
+            f"got {list(x.shape)}."
+        )
     call = call_of("depthwise_conv", {"x": x, "weight": weight, "bias": bias})
     return implementation(call)(x, weight, bias)
 

@@ -98,6 +98,10 @@ def matrix_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def product_of_few_rows(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a b + bias where `few_rows` says so."""
+    if a.shape[-1] != len(b):
+        raise ValueError(
+            f"a product needs rows as long as the matrix, got {list(a.shape)} and {list(b.shape)}."
+        )
     y = implementation(call_of("matrix_product", {"a": a, "b": b}))(a, b)
     return y if bias is None else y + bias
 

@@ -12,7 +12,8 @@ def rms_norm(
     x: Float[Tensor, "*batch d"], weight: Float[Tensor, " d"], eps: float
 ) -> Float[Tensor, "*batch d"]:
     """For single tokens, without a graph, in one go: torch has a pass for each operation on a CPU."""
-    if x.numel() > FEW_ROWS * len(weight) or builds_graph(x, weight) or x.dtype != weight.dtype:
+    few = x.shape[-1:] == weight.shape and x.numel() <= FEW_ROWS * len(weight)
+    if not few or builds_graph(x, weight) or x.dtype != weight.dtype:
         return F.rms_norm(x, weight.shape, weight, eps)
     return implementation(call_of("rms_norm", {"x": x, "weight": weight}))(x, weight, eps)
 

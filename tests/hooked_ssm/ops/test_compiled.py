@@ -1,5 +1,6 @@
 """What is compiled against the reference, where it has borders of its own; and its arithmetic."""
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -219,6 +220,19 @@ def test_a_few_rows_times_a_matrix(columns, rows, transposed, dtype):
         got = memory.matrix_product(a, b)
     assert got.shape == (rows, 1, columns)
     torch.testing.assert_close(got, (a.double() @ b.double()).to(dtype))
+
+
+@pytest.mark.parametrize("width", [129, 131, 65, 260])
+def test_rows_that_do_not_fit_are_refused(width):
+    """Before a kernel, which checks nothing, reads beyond their end."""
+    a, b, w = (normal(*shape).detach() for shape in ((2, width), (130, 700), (130,)))
+    with pytest.raises(ValueError, match=rf"rows as long as the matrix, got \[2, {width}\] and \[130, 700"):
+        memory.matrix_product(a, b)
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        inspect.unwrap(rms_norm)(a, w, 1e-3)
+    for x in (normal(1, 4, width), normal(1, 3, 130)):
+        with pytest.raises(ValueError, match=r"130 channels and 4 taps needs .* got \[1, "):
+            inspect.unwrap(depthwise_conv)(x, normal(130, 1, 4), w)
 
 
 def test_a_graph_many_rows_or_a_small_matrix_take_torchs_product():
