@@ -6,8 +6,10 @@ import torch
 import triton
 from torch import Tensor
 
-from . import selective_scan_kernels as kernels
+from . import scan_parts
 from .common import TL_DTYPES, accumulator, launch, on_device
+from .scan_backward import backward
+from .scan_forward import forward
 
 
 class Given(NamedTuple):
@@ -107,7 +109,7 @@ def scan(
     if x.numel() == 0:
         return into
     with on_device(x):
-        launch(kernels.forward, (batch, triton.cdiv(channels, tile.channels)))(
+        launch(forward, (batch, triton.cdiv(channels, tile.channels)))(
             x,
             dt,
             A,
@@ -161,7 +163,7 @@ def gradients(
     )
     if x.numel():
         with on_device(x):
-            launch(kernels.backward, (batch, blocks))(
+            launch(backward, (batch, blocks))(
                 x,
                 dt,
                 A,
@@ -217,7 +219,7 @@ def make_decay(dt: Tensor, A: Tensor, dtype: torch.dtype) -> Tensor:
     if out.numel():
         with on_device(dt):
             grid, options = _rows(dt, A.shape[1], dtype)
-            launch(kernels.make_decay, grid)(dt.contiguous(), A.contiguous(), out, **options)
+            launch(scan_parts.make_decay, grid)(dt.contiguous(), A.contiguous(), out, **options)
     return out
 
 
@@ -228,7 +230,7 @@ def make_write(dt: Tensor, x: Tensor, B: Tensor, dtype: torch.dtype) -> Tensor:
         with on_device(dt):
             grid, options = _rows(dt, B.shape[-1], dtype)
             inputs = (tensor.contiguous() for tensor in (dt, x, B))
-            launch(kernels.make_write, grid)(*inputs, out, EACH=B.ndim == 4, **options)
+            launch(scan_parts.make_write, grid)(*inputs, out, EACH=B.ndim == 4, **options)
     return out
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from hooked_ssm.ops.triton import depthwise_conv, selective_scan_kernels as scan
+from hooked_ssm.ops.triton import depthwise_conv, scan_backward, scan_forward, scan_parts
 
 SLOTS = {name: "*i32" for name in ("decay_slot", "write_slot", "set_slot", "state_slot", "total_slot")}
 NUMBERS = r"(length|channels|n_\\w+|first|rows|(x|dt|A|B|C|initial|weight)_[btdni])$"
@@ -36,9 +36,9 @@ def compile(kernel, dtype, **constants):
 
 
 single = {"T": 64, "D": 16, "N": 16, "ACC": tl.float32}
-compile(scan.forward, "*bf16", **single)
-compile(scan.backward, "*fp32", B_EACH=True, C_EACH=True, STOP=True, **single)
-compile(scan.make_write, "*bf16", EACH=False, R=16, D=64, ACC=tl.float32)
+compile(scan_forward.forward, "*bf16", **single)
+compile(scan_backward.backward, "*fp32", B_EACH=True, C_EACH=True, STOP=True, **single)
+compile(scan_parts.make_write, "*bf16", EACH=False, R=16, D=64, ACC=tl.float32)
 compile(depthwise_conv.forward, "*bf16", TAPS=4, T=32, D=64, ACC=tl.float32)
 compile(depthwise_conv.backward, "*fp32", TAPS=4, T=32, D=64, ACC=tl.float32)
 """
