@@ -101,7 +101,7 @@ class _BlockedScan(torch.autograd.Function):
 
             decay *= lam  # a_t lambda_t
             if initial is None or grad_initial is None:
-                decay[:, 0] = 0
+                decay[:, 0].zero_()
             else:
                 part.one(grad_initial).copy_(decay[:, 0])
                 decay[:, 0] *= part.one(initial)
