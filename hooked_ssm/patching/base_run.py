@@ -237,8 +237,8 @@ def seconds(device: torch.device, call: Callable[[], Any]) -> float:
 
 
 def has_hooks(model: Any) -> bool:
-    """Whether anything but our own edits would see the model's hooks fire."""
-    return any(point._forward_hooks for point in model.hook_dict.values())
+    """Whether anything but our own edits would see what modules, hook points among them, give."""
+    return any(module._forward_hooks for module in model.modules())
 
 
 def module_hooks(module: torch.nn.Module) -> bool:

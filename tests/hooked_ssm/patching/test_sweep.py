@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hooked_ssm import patching, zoo
+from hooked_ssm.attribution import gradient_attribution
 from hooked_ssm.ops.state_edit import StateEdit
 
 from ..models import scattered
@@ -293,3 +294,46 @@ def test_documents_that_differ_first_at_different_positions_keep_their_own_logit
         )
         wanted = answer(model(clean)[:, -1]).expand(model.cfg.n_layers, -1)
         torch.testing.assert_close(swept.values, wanted.detach(), **CLOSE)
+
+
+@pytest.mark.parametrize("function", ["sweep", "setter", "attribution"])
+def test_no_logit_is_made_that_the_metric_does_not_read(function, monkeypatch):
+    case, made = case_of("hybrid"), []
+    given = case.model, case.corrupted, case.cache
+    unembedded = case.model.unembedded
+
+    def counted(final):
+        made.append(final[..., 0].numel())
+        return unembedded(final)
+
+    def run(metric):
+        made.clear()
+        match function:
+            case "sweep":
+                return patching.get_act_patch_resid_pre(*given, metric)
+            case "setter":
+                setter = lambda activation, index, clean: torch.cat([activation[:, :2], clean[:, 2:]], 1)
+                return patching.generic_activation_patch(*given, metric, setter, "resid_pre", ("layer",))
+            case _:
+                documents = case.model, case.clean, case.corrupted
+                return gradient_attribution(*documents, metric, "resid_pre").by_layer("resid_pre")
+
+    monkeypatch.setattr(case.model, "unembedded", counted)
+    wanted = run(lambda logits: (logits + 0)[:, -1, 3].exp().mean())
+    assert set(made) == {0, DOCS * LENGTH}
+    found = run(lambda logits: logits[:, -1, 3].exp().mean())
+    assert set(made) == {0, DOCS}
+    torch.testing.assert_close(found, wanted, **CLOSE)
+    assert wanted.std() > 1e-4
+
+
+def test_what_is_hooked_around_the_unembedding_sees_whole_documents():
+    case = case_of("mamba")
+    last = (torch.arange(LENGTH) == LENGTH - 1)[:, None]
+    handle = case.model.ln_final.register_forward_hook(lambda module, args, out: out * last)
+    try:
+        wanted = [one_by_one(case, "blocks.0.hook_resid_pre", 1, pos) for pos in range(LENGTH)]
+        swept = patching.get_act_patch_resid_pre(case.model, case.corrupted, case.cache, case.metric)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(swept[0], torch.tensor(wanted, dtype=torch.float64), **CLOSE)
