@@ -5,7 +5,8 @@ Per shape (batch x positions x channels, d_state 16, float32, one thread):
 - forward, against the loop of transformers' MambaMixer without kernels (`mamba_selective_scan`);
 - forward and backward, and its peak memory, against mambapy's parallel scan, the fastest of the peers'
   training paths (the backward of transformers' loop takes time quadratic in the length: no ratio to it is
-  given).
+  given);
+- in a second table, the back end `torch` against `numba`, which a CPU takes.
 
 Times are process CPU times, medians over rounds in which the implementations take turns, so that another job
 on the machine disturbs all alike. Memory is the allocator's peak above what was held on entry.
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.timing import cpu_ms
-from hooked_ssm.ops import selective_scan
+from hooked_ssm.ops import selective_scan, use_backend
 
 SHAPES = [(32, 36, 128), (4, 256, 512), (1, 1024, 1536)]
 D_STATE = 16
@@ -139,6 +140,27 @@ def main() -> None:
         table.add_row("x".join(map(str, shape)), *compare(Problem.sample(*shape), loop, pscan))
     console.print(table)
     console.print("difference: relative norm, over outputs and, against mambapy, every gradient")
+    console.print(by_back_end())
+
+
+def by_back_end() -> Table:
+    table = Table()
+    for column in ("batch x pos x d_inner", "", "numba ms", "torch ms", "ratio"):
+        table.add_column(column, justify="right")
+    for shape in SHAPES:
+        problem = Problem.sample(*shape)
+        for name, run in (("forward", problem.forward), ("train", problem.train)):
+            numba, torch_form = cpu_ms(
+                {backend: partial(on, backend, run) for backend in ("numba", "torch")}
+            ).values()
+            row = f"{numba:.1f}", f"{torch_form:.1f}", f"{torch_form / numba:.1f}x"
+            table.add_row("x".join(map(str, shape)), name, *row)
+    return table
+
+
+def on(backend: str, run: Callable[[Scan], object]) -> None:
+    with use_backend(backend):
+        run(ours)
 
 
 def compare(problem: Problem, loop: Scan | None, pscan: Scan | None) -> list[str]:
