@@ -136,10 +136,6 @@ class H3(AttentionFreeMixer):
     def extend(
         self, u: Float[Tensor, "batch pos d_model"], state: H3State | None = None
     ) -> tuple[Float[Tensor, "batch pos d_model"], H3State]:
-        if self.hook_pattern.attached and state is not None:
-            raise ValueError(
-                "hook_pattern of an H3 fires on whole documents, not when continuing from a state."
-            )
         return self.mix(*self.project(u), state, keep_state=True)
 
     def forward(self, u: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
