@@ -62,7 +62,7 @@ class Hook(HookPoint):
             return True
         if not (self.can_wait and can_wait(*inputs)):
             return False
-        self.later(Deferred(compute, *inputs).then(Tensor.clone))  # in memory of its own, without gaps
+        self.later(Deferred(partial(_apart, compute), *inputs))
         return True
 
     def change_of(self, compute: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor | None:
@@ -147,11 +147,29 @@ def call_hooked(op: Callable[..., Any], *inputs: Tensor | None, **hooks: Hook | 
     return op(*inputs, **{edit: hook.if_attached() for edit, hook in attached.items()})
 
 
+class _Handed(Exception):
+    """What an operator handed to an edit that wants nothing else of it."""
+
+
 def _handed(op: Callable[..., Any], edit: str, *inputs: Tensor | None) -> Tensor:
-    """What the operator hands to this edit."""
-    handed: list[Tensor] = []
-    op(*inputs, **{edit: handed.append})
-    return handed[0]
+    """What the operator hands to this edit. It goes no further."""
+
+    def stop(handed: Tensor) -> None:
+        raise _Handed(handed)
+
+    try:
+        op(*inputs, **{edit: stop})
+    except _Handed as stopped:
+        return stopped.args[0]
+    raise AssertionError(f"{op} has not called {edit}.")
+
+
+def _apart(compute: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """compute(*inputs), in memory of its own and without gaps."""
+    result = compute(*inputs)
+    memory = result.untyped_storage().data_ptr()
+    shared = any(x is not None and x.untyped_storage().data_ptr() == memory for x in inputs)
+    return result if result.is_contiguous() and not shared else result.clone()
 
 
 def _copy(x: Tensor) -> Tensor:
@@ -174,4 +192,5 @@ class Save:
         self.cache[self.key] = self.finish(tensor.detach(), hook)
 
     def later(self, deferred: Deferred, hook: Hook) -> None:
-        self.cache[self.key] = deferred.then(lambda tensor: self.finish(tensor, hook))
+        finish = self.finish  # not of self, which has the cache: that would keep itself alive
+        self.cache[self.key] = deferred.then(lambda tensor: finish(tensor, hook))

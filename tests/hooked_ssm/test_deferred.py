@@ -1,6 +1,8 @@
 """Activations that are computed when they are read: the same bits as a hook sees, or a clear refusal."""
 
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -144,6 +146,24 @@ def test_cut_and_moved_as_the_others():
     options = {"pos_slice": (1, 3), "remove_batch_dim": True, "device": "cpu", "names_filter": STATE}
     _, cache = model.run_with_cache(TOKENS[:1], **options)
     assert torch.equal(cache[STATE], whole[0, 1:3])
+
+
+@pytest.mark.parametrize("preset", zoo.PRESETS)
+def test_a_cache_goes_when_nothing_refers_to_it(preset):
+    """Without the garbage collector, which may be long in coming: the memory is wanted for the next one."""
+    model = model_of(preset)
+    gc.collect()
+    gc.disable()
+    try:
+        for read in (False, True):
+            _, cache = model.run_with_cache(TOKENS)
+            if read:
+                list(cache.values())
+            gone = weakref.ref(cache["embed"])
+            del cache
+            assert gone() is None
+    finally:
+        gc.enable()
 
 
 def three(x):

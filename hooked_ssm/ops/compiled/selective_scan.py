@@ -1,8 +1,8 @@
 """`selective_scan`, compiled.
 
-Without a graph to build, decays, writes and states that are asked for are written by the pass that computes
-the reads, each once, where the hook finds them. With one, or from the first hook on that changes something,
-each is computed from the ones before. The arithmetic is the same, and so are the bits.
+Without a graph to build, states that are asked for are written by the pass that computes the reads, decays
+and writes apart from it. With one, or from the first hook on that changes something, each is computed from
+the ones before. The arithmetic is the same, and so are the bits.
 """
 
 from collections.abc import Callable
@@ -61,17 +61,17 @@ def _looked_at(
     edit_write: Edit | None,
     edit_state: Edit | None,
 ) -> tuple[Tensor, Tensor]:
-    """The edits are called with what the fast path wrote down. What it computed holds until one edits."""
-    asked = tuple(edit is not None for edit in (edit_decay, edit_write, edit_state))
-    y, last, _, decay, write, states = _forward(x, dt, A, B, C, initial, emit=asked)
-    if edit_decay is not None and decay is not None:
-        decay, edited = _handed("decay", decay, edit_decay)
+    """By the fast path, until one edits."""
+    decay = write = None
+    if edit_decay is not None:
+        decay, edited = _handed("decay", _Decay.apply(dt, A), edit_decay)  # pyright: ignore
         if edited:
             return _by_parts(x, dt, A, B, C, initial, decay, None, None, edit_write, edit_state)
-    if edit_write is not None and write is not None:
-        write, edited = _handed("write", write, edit_write)
+    if edit_write is not None:
+        write, edited = _handed("write", _Write.apply(dt * x, B), edit_write)  # pyright: ignore
         if edited:
             return _by_parts(x, dt, A, B, C, initial, decay, write, None, None, edit_state)
+    y, last, _, states = _forward(x, dt, A, B, C, initial, emit=edit_state is not None)
     if edit_state is not None and states is not None:
         version = states._version
         returned = edit_state(states)
@@ -133,10 +133,10 @@ def _forward(
     B: Tensor,
     C: Tensor,
     initial: Tensor | None,
-    emit: tuple[bool, ...] = (False, False, False),
+    emit: bool = False,
     keep: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """y, the last state, the state before every chunk if kept, and decays, writes and states if emitted."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """y, the last state, the state before every chunk if kept, and all states if emitted."""
     x, dt, A, B, C = (tensor.detach() for tensor in (x, dt, A, B, C))
     (batch, pos, channels), n_states = x.shape, A.shape[1]
     shape = batch, pos, channels, n_states
@@ -147,7 +147,7 @@ def _forward(
     else:
         h.copy_(initial.detach().transpose(1, 2))
     starts = x.new_empty((-(-pos // kernels.CHUNK) if keep else 0, *h.shape))
-    emitted = [empty(shape if wanted else (0,) * 4, x, BY_STATE) for wanted in emit]
+    states = empty(shape if emit else (0,) * 4, x, BY_STATE)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     arrays = (
         x,
@@ -157,7 +157,7 @@ def _forward(
         _by_state(C),
         h,
         starts,
-        *(out.permute(BY_STATE) for out in emitted),
+        states.permute(BY_STATE),
         y,
     )
     tiles = -(-channels // kernels.FORWARD_TILE)
@@ -167,8 +167,7 @@ def _forward(
         batch * pos * n_states * channels * EXP,
         *(tensor.contiguous().numpy() for tensor in arrays),
     )
-    decay, write, states = (out if wanted else None for out, wanted in zip(emitted, emit, strict=True))
-    return y, last, starts, decay, write, states
+    return y, last, starts, states if emit else None
 
 
 class _Scan(torch.autograd.Function):

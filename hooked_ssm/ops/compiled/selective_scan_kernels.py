@@ -2,8 +2,9 @@
 
 Memory: x, dt, y [batch, pos, channel]; A [state, channel]; decays, writes, states [batch, pos, state,
 channel]; B and C the same where channels have their own, else [batch, pos, state, 1]. The state of a tile,
-[state, channel], stays in the first cache while it goes through all positions. What is looked at is written
-to memory on the way, and changes nothing: h = fma(decay, h, write), y = fma(h, C, y), in the order of states.
+[state, channel], stays in the first cache while it goes through all positions. States that are looked at are
+written to memory on the way, which changes nothing: h = fma(decay, h, write), y = fma(h, C, y), in the order
+of states.
 
 The backward pass, with the equations and letters of `ops.blocked_scan`, computes a chunk of positions again
 from the state before it, and goes back through it.
@@ -18,9 +19,9 @@ FORWARD_TILE, BACKWARD_TILE = 512, 128  # channels; long runs for memory, and ch
 
 
 @kernel
-def forward(first, last, x, dt, A, B, C, h, starts, decays, writes, states, y):
+def forward(first, last, x, dt, A, B, C, h, starts, states, y):
     """Parts are (document, tile). h: from the state before the first position to that after the last. starts
-    [chunk, batch, state, channel], decays, writes, states: filled unless they are empty."""
+    [chunk, batch, state, channel] and states: filled unless they are empty."""
     _, pos, channels = x.shape
     n_states = A.shape[0]
     tiles = -(-channels // FORWARD_TILE)
@@ -60,10 +61,6 @@ def forward(first, last, x, dt, A, B, C, h, starts, decays, writes, states, y):
                         decay[c] = exp(dt_t[c] * A_n[c])
                         h_n[c] = fma(decay[c], h_n[c], write[c])
                         y_t[c] = fma(h_n[c], C_all, y_t[c])
-                if decays.size:
-                    decays[b, t, n, begin:end] = decay[:width]
-                if writes.size:
-                    writes[b, t, n, begin:end] = write[:width]
                 if states.size:
                     states[b, t, n, begin:end] = h_n
 
