@@ -96,12 +96,17 @@ def times(folder: str, rounds: int = 3) -> dict[str, float]:
         {
             "transformers forward": lambda: theirs(tokens, use_cache=False),
             "ours forward": lambda: ours(tokens),
+        },
+        rounds=rounds,
+    )
+    medians |= cpu_ms(
+        {
             "transformers token": lambda: their_steps(theirs, token, their_cache),
             "ours token": lambda: our_steps(ours, token, our_state),
             "transformers generate": lambda: their_generation(theirs, prompt),
             "ours generate": lambda: ours.generate(prompt, GENERATED),
         },
-        rounds=rounds,
+        rounds=4 * rounds,
     )
     bridge = bridge_of(theirs)
     cached = {
