@@ -1,7 +1,8 @@
 """Products of float32 matrices by oneDNN, which torch brings with it, where that is faster than MKL.
 
 On AMD's processors with AVX-512 MKL leaves half of every vector unused: oneDNN takes half the time. It is
-taken there, by itself, for products large enough; elsewhere, and in whatever it cannot do, torch's own are.
+taken there, by itself, for products large enough; elsewhere, in whatever it cannot do, and where
+`torch.backends.mkldnn.flags(enabled=False)` says so, torch's own are.
 """
 
 from functools import cache
@@ -30,7 +31,7 @@ def faster_here() -> bool:
 def takes(a: Tensor, b: Tensor) -> bool:
     """Whether a b is a product that is better left to it."""
     rows_and_terms, (terms, columns) = a.numel(), b.shape
-    if rows_and_terms * columns < LEAST or not faster_here():
+    if rows_and_terms * columns < LEAST or not (faster_here() and torch.backends.mkldnn.enabled):
         return False
     if terms < FEW_TERMS and rows_and_terms // terms * columns > LARGE_RESULT:
         return False

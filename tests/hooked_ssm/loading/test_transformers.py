@@ -7,6 +7,7 @@ from transformers import MambaModel
 from hooked_ssm import HookedSSM
 from hooked_ssm.loading import gpt_neox, mamba_weights
 from hooked_ssm.loading.formats import plan_for
+from hooked_ssm.ops import onednn
 
 from .sources import D_VOCAB, MODELS, in_float64, random_model
 
@@ -64,7 +65,10 @@ def test_logits_are_transformers_own_at_the_130m_shape(name, monkeypatch):
     exact = theirs(tokens).logits
     torch.testing.assert_close(ours(tokens), exact, rtol=1e-10, atol=1e-10)
     ours_error, their_error = ((logits - exact).norm() / exact.norm() for logits in in_float32)
-    assert ours_error < 4 * their_error and ours_error < 1e-3, (ours_error, their_error)
+    assert ours_error < (4 if onednn.faster_here() else 2) * their_error and ours_error < 1e-3, (
+        ours_error,
+        their_error,
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,5 +1,7 @@
 """Products by oneDNN against float64, and where they are left to torch."""
 
+import warnings
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -67,6 +69,10 @@ def test_what_it_cannot_do_or_does_not_pay_for_is_left_to_torch():
     assert not onednn.takes(random(4000, 8), random(8, 3000))
     with torch.autocast("cpu", torch.bfloat16):
         assert not onednn.takes(a, b)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's, about another processor
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert not onednn.takes(a, b)
     with forward_ad.dual_level():
         assert not onednn.takes(a, b)
     b = b.detach()
